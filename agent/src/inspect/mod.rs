@@ -1,0 +1,307 @@
+//! An inspector: descriptors in, facts out.
+//!
+//! Purpose: read each file once and say what it is. Touches the descriptors it is sent, its job
+//! socket and its marker. Never opens anything by name, never writes to evidence, and may die on any
+//! file: the walker lays the loss to that file and goes on with another inspector.
+
+pub(crate) mod binary;
+mod content;
+pub(crate) mod entropy;
+pub(crate) mod format;
+mod scan;
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use cleanroom_contract::{GapKind, ScanState, Timestamp, printable};
+
+use crate::{
+    protocol::{
+        Channel, Facts, FromInspector, Job, Limits, Measures, ProtocolError, ToInspector, Trouble,
+        write_marker,
+    },
+    rules::LoadedPack,
+};
+use content::{Blocks, Digests, READ, ReadError};
+use scan::{RuleScanner, Verdict};
+
+/// Bytes of a block where rules are judged in blocks.
+const BLOCK: usize = 8 << 20;
+/// Bytes that two blocks share: a pattern that is longer may be missed at the seam.
+const OVERLAP: usize = 256 << 10;
+/// A buffer larger than this is given back after the file that needed it.
+const KEEP: usize = 32 << 20;
+/// Answers are sent when this many have gathered, so that a crash repeats little work.
+const ANSWERS: usize = 32;
+
+/// What an inspector needs to know for all files.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings<'s> {
+    pub limits: &'s Limits,
+    pub measures: &'s Measures,
+    pub pack: Option<&'s LoadedPack>,
+}
+
+/// Serves jobs until the walker closes the channel.
+pub(crate) fn serve(
+    mut channel: Channel,
+    marker: &OwnedFd,
+    settings: Settings<'_>,
+) -> Result<(), ProtocolError> {
+    let mut inspector = Inspector {
+        settings,
+        scanner: settings.pack.map(RuleScanner::new),
+        buffer: Vec::new(),
+        backing: None,
+    };
+    while let Some(message) = channel.receive()? {
+        match message {
+            ToInspector::Volume { backing } => {
+                inspector.backing = match backing {
+                    Some(size) => Some((File::from(channel.descriptor()?), size)),
+                    None => None,
+                };
+            }
+            ToInspector::Jobs(jobs) => inspector.work(&mut channel, marker, &jobs)?,
+        }
+    }
+    Ok(())
+}
+
+struct Inspector<'s> {
+    settings: Settings<'s>,
+    scanner: Option<RuleScanner<'s>>,
+    buffer: Vec<u8>,
+    /// The image under the volume and the size it must keep.
+    backing: Option<(File, u64)>,
+}
+
+impl Inspector<'_> {
+    /// Examines a batch and answers it.
+    fn work(
+        &mut self,
+        channel: &mut Channel,
+        marker: &OwnedFd,
+        jobs: &[Job],
+    ) -> Result<(), ProtocolError> {
+        let mut answers = Vec::new();
+        for job in jobs {
+            let file = channel.descriptor()?;
+            // The marker is a courtesy to the walker: without it a death is laid to the first job.
+            drop(write_marker(marker.as_fd(), Some(job.seq)));
+            answers.push(self.examine_guarded(job, file.as_fd()));
+            let heavy = answers.last().is_some_and(|facts| !facts.matches.is_empty());
+            if heavy || answers.len() == ANSWERS {
+                channel.send(&FromInspector::Facts(std::mem::take(&mut answers)), &[])?;
+            }
+        }
+        drop(write_marker(marker.as_fd(), None));
+        if !answers.is_empty() {
+            channel.send(&FromInspector::Facts(answers), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Examines a file; a panic of any parser becomes a gap.
+    fn examine_guarded(&mut self, job: &Job, file: BorrowedFd<'_>) -> Facts {
+        let facts = catch_unwind(AssertUnwindSafe(|| self.examine(job, file)));
+        facts.unwrap_or_else(|panic| {
+            self.scanner = self.settings.pack.map(RuleScanner::new);
+            self.buffer = Vec::new();
+            let mut facts = Facts::new(job.seq);
+            fail(&mut facts, GapKind::Parser, format!("a parser panicked: {}", panic_text(&*panic)));
+            facts
+        })
+    }
+
+    fn examine(&mut self, job: &Job, file: BorrowedFd<'_>) -> Facts {
+        let mut facts = Facts::new(job.seq);
+        if job.size <= self.settings.limits.in_memory {
+            self.examine_whole(job, file, &mut facts);
+        } else {
+            self.examine_blocks(job, file, &mut facts);
+        }
+        self.look_back(job, file, &mut facts);
+        if self.buffer.capacity() > KEEP {
+            self.buffer = Vec::new();
+        }
+        facts
+    }
+
+    fn examine_whole(&mut self, job: &Job, file: BorrowedFd<'_>, facts: &mut Facts) {
+        let mut digests = Digests::new(self.settings.measures);
+        let size = (job.size, job.allocated);
+        match content::read_whole(file, size, &mut self.buffer, &mut digests) {
+            Ok(read) => facts.read = read,
+            Err(error) => return fail_read(facts, job, &error),
+        }
+        digests.finish(facts);
+        let data = self.buffer.as_slice();
+        let format = format::identify(&data[..data.len().min(format::HEAD)]);
+        facts.format = format.map(str::to_owned);
+        if let Some(name) = format {
+            // Goblin has panicked on hostile files before, and may again: only its facts are lost.
+            match catch_unwind(|| binary::facts(data, name)) {
+                Ok(Ok(binary)) => facts.binary = binary,
+                Ok(Err(reason)) => trouble(facts, GapKind::Parser, format!("{name}: {reason}"), 1),
+                Err(panic) => {
+                    let reason = format!("{name}: the parser panicked: {}", panic_text(&*panic));
+                    trouble(facts, GapKind::Parser, reason, 1);
+                }
+            }
+        }
+        if let Some(scanner) = &mut self.scanner {
+            let result = scanner.scan(job, format, data, self.settings.limits);
+            judge(facts, result, ScanState::Clean);
+        }
+    }
+
+    fn examine_blocks(&mut self, job: &Job, file: BorrowedFd<'_>, facts: &mut Facts) {
+        let size = (job.size, job.allocated);
+        let holes = content::Extents::new(file, job.size, job.allocated).hole_bytes();
+        let hash_holes = holes <= self.settings.limits.max_hole_bytes;
+        let mut head = vec![0; format::HEAD];
+        let got = rustix::io::pread(file, &mut head[..], 0).unwrap_or(0);
+        head.truncate(got);
+        let format = format::identify(&head);
+        facts.format = format.map(str::to_owned);
+
+        let limits = self.settings.limits;
+        let mut scan = match self.scanner.as_ref().map(|s| s.blocks(job, &head, format, limits)) {
+            None => None,
+            Some(Ok(scan)) => Some(scan),
+            Some(Err(error)) => {
+                judge(facts, Err(error), ScanState::Partial);
+                None
+            }
+        };
+        let mut digests = Digests::new(self.settings.measures);
+        let mut shape = Blocks {
+            buffer: &mut self.buffer,
+            length: if scan.is_some() { BLOCK } else { READ },
+            overlap: if scan.is_some() { OVERLAP } else { 0 },
+            hash_holes,
+            digests: &mut digests,
+        };
+        let mut scan_error = None;
+        let done = content::read_blocks(file, size, &mut shape, &mut |offset, block| {
+            if let Some(scanner) = &mut scan
+                && let Err(error) = scanner.feed(offset, block)
+            {
+                // The digest still goes on: only the rules are lost.
+                scan_error = Some(error);
+                scan = None;
+            }
+        });
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => return fail_read(facts, job, &error),
+        };
+        facts.read = done.read;
+        if hash_holes {
+            digests.finish(facts);
+        } else {
+            digests.finish_extents(done.extents, done.count, facts);
+            let reason = format!(
+                "{holes} bytes of holes were not hashed: the digest covers {} data extents",
+                done.count
+            );
+            trouble(facts, GapKind::Sparse, reason, 1);
+        }
+        match (scan_error, scan) {
+            (Some(error), _) => judge(facts, Err(error), ScanState::Partial),
+            (None, Some(scan)) => {
+                let unjudged = scan.unjudged;
+                judge(facts, scan.finish(), ScanState::Partial);
+                let reason = format!(
+                    "{} bytes are above the in-memory limit: judged in blocks, {unjudged} rules that \
+                     need the whole file were not",
+                    job.size
+                );
+                trouble(facts, GapKind::Partial, reason, unjudged);
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Whether what was read is what was there: the file and the image under it are looked at again.
+    fn look_back(&self, job: &Job, file: BorrowedFd<'_>, facts: &mut Facts) {
+        if let Some((image, expected)) = &self.backing
+            && content::current_size(image).is_ok_and(|size| size < *expected)
+        {
+            facts.backing_shrank = true;
+            let reason = "the image lost bytes while this was read".to_owned();
+            return fail(facts, GapKind::Evidence, reason);
+        }
+        let Ok(now) = rustix::fs::fstat(file) else { return };
+        let time = |seconds: i64, nanos: u64| Timestamp {
+            seconds,
+            nanos: u32::try_from(nanos).unwrap_or(0),
+        };
+        let changed = u64::try_from(now.st_size) != Ok(job.size)
+            || time(now.st_mtime, now.st_mtime_nsec) != job.mtime
+            || time(now.st_ctime, now.st_ctime_nsec) != job.ctime;
+        if changed && !facts.troubles.iter().any(|t| t.kind == GapKind::Changed) {
+            let reason = format!("changed while it was read: {} bytes, then {}", job.size, now.st_size);
+            trouble(facts, GapKind::Changed, reason, 1);
+        }
+    }
+}
+
+/// Notes a part that was not examined.
+fn trouble(facts: &mut Facts, kind: GapKind, reason: String, count: u64) {
+    facts.troubles.push(Trouble { kind, reason: printable(&reason), count });
+}
+
+/// Nothing that was found out may be believed.
+fn fail(facts: &mut Facts, kind: GapKind, reason: String) {
+    let seq = facts.seq;
+    let backing_shrank = facts.backing_shrank;
+    let read = facts.read;
+    *facts = Facts { scan: ScanState::Error, backing_shrank, read, ..Facts::new(seq) };
+    trouble(facts, kind, reason, 1);
+}
+
+fn fail_read(facts: &mut Facts, job: &Job, error: &ReadError) {
+    match error {
+        ReadError::Shrank(offset) => {
+            let reason = format!("ended at byte {offset} of {} while it was read", job.size);
+            fail(facts, GapKind::Changed, reason);
+        }
+        ReadError::Io { offset, source } => {
+            fail(facts, GapKind::Unreadable, format!("read at byte {offset}: {source}"));
+        }
+    }
+}
+
+/// Writes what the rules said into the facts; `clean` is the state of a file that matched nothing.
+fn judge(facts: &mut Facts, result: Result<Verdict, yara_x::ScanError>, clean: ScanState) {
+    match result {
+        Ok(verdict) => {
+            facts.scan = if verdict.matches.is_empty() { clean } else { ScanState::Matched };
+            facts.matches = verdict.matches;
+            facts.truncated = verdict.truncated;
+        }
+        Err(yara_x::ScanError::Timeout) => {
+            facts.scan = ScanState::Timeout;
+            trouble(facts, GapKind::Timeout, "the rules were not done in time".to_owned(), 1);
+        }
+        Err(error) => {
+            facts.scan = ScanState::Error;
+            trouble(facts, GapKind::Parser, format!("scan with the rules: {error}"), 1);
+        }
+    }
+}
+
+/// The message of a panic, as far as it has one.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned());
+    text.chars().take(200).collect()
+}

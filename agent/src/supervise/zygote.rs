@@ -1,0 +1,189 @@
+//! The zygote: loads the rules once and forks inspectors.
+//!
+//! Purpose: a new inspector costs a fork, not a second of loading rules, so that a scan in which every
+//! thousandth file kills its inspector stays fast. Touches its sockets, the compiled rules and its
+//! children. Never scans, and never has a second thread: both would be lost in a fork.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    os::unix::net::UnixStream,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout},
+    sys::{
+        signal::{SigSet, Signal, kill},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid},
+};
+
+use crate::{
+    inspect,
+    protocol::{Channel, Filled, FromZygote, Limits, Measures, ProtocolError, ToZygote, read_bounded},
+    rules::LoadedPack,
+    supervise::role,
+};
+
+/// The largest compiled pack: 10,000-rule packs take some 100 MiB.
+const MAX_PACK: u64 = 4 << 30;
+
+/// What can end the zygote, or an inspector forked from it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ZygoteError {
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    #[error("fork or wait for an inspector")]
+    Process(#[from] nix::Error),
+    #[error("read the compiled rules")]
+    Rules(#[source] io::Error),
+    #[error("unexpected message before the configuration")]
+    Order,
+}
+
+/// Runs until the supervisor closes the channel. Returns in every inspector too, when its walker
+/// closes the job socket.
+pub(crate) fn run(mut channel: Channel) -> Result<(), ZygoteError> {
+    let Some(ToZygote::Configure { limits, measures, rules }) = channel.receive()? else {
+        return Err(ZygoteError::Order);
+    };
+    let pack = if rules {
+        let mut file = File::from(channel.descriptor()?);
+        let bytes = read_bounded(&mut file, MAX_PACK).map_err(ZygoteError::Rules)?;
+        match LoadedPack::load(&bytes) {
+            Ok(pack) => Some(pack),
+            Err(error) => {
+                let reason = error_chain(&error);
+                channel.send(&FromZygote::Unable { reason }, &[])?;
+                return Ok(());
+            }
+        }
+    } else {
+        None
+    };
+    channel.send(&FromZygote::Ready, &[])?;
+
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.thread_block()?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let mut children = Children::default();
+    loop {
+        let mut ready = [
+            PollFd::new(channel.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match nix::poll::poll(&mut ready, PollTimeout::NONE) {
+            Err(nix::Error::EINTR) => continue,
+            polled => polled?,
+        };
+        let [has_message, has_signal] = ready.map(|fd| fd.any().unwrap_or(true));
+        if has_signal {
+            while signals.read_signal()?.is_some() {}
+            children.reap(&mut channel)?;
+        }
+        if has_message && channel.fill(false)? == Filled::Closed {
+            return Ok(());
+        }
+        while let Some(message) = channel.next()? {
+            match message {
+                ToZygote::Configure { .. } => return Err(ZygoteError::Order),
+                ToZygote::Kill { slot } => children.kill(slot),
+                ToZygote::Fork { slot } => {
+                    let socket = channel.descriptor()?;
+                    let marker = channel.descriptor()?;
+                    if let Some(pid) = fork()? {
+                        children.started(slot, pid);
+                        channel.send(&FromZygote::Forked { slot, pid: pid.as_raw() }, &[])?;
+                        continue;
+                    }
+                    // In the inspector: nothing of the zygote's conversation may stay open.
+                    drop((channel, signals));
+                    return inspector(socket, &marker, (&limits, &measures, pack.as_ref()));
+                }
+            }
+        }
+    }
+}
+
+/// The child's pid in the zygote, `None` in the child.
+#[expect(unsafe_code, reason = "forks a process that has loaded the rules; exec would load them again")]
+fn fork() -> nix::Result<Option<Pid>> {
+    // SAFETY: this process has one thread, so no lock can be held by one that the child lacks.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// What the forked process does.
+fn inspector(
+    socket: OwnedFd,
+    marker: &OwnedFd,
+    (limits, measures, pack): (&Limits, &Measures, Option<&LoadedPack>),
+) -> Result<(), ZygoteError> {
+    role::enter("inspector", None).map_err(ZygoteError::Rules)?;
+    // Its panics are told in the answer.
+    std::panic::set_hook(Box::new(|_| {}));
+    let channel = Channel::new(UnixStream::from(socket), "walker");
+    let settings = inspect::Settings { limits, measures, pack };
+    match inspect::serve(channel, marker, settings) {
+        // The walker has gone, so nobody is left to tell.
+        Err(ProtocolError::Socket { .. }) => Ok(()),
+        ended => Ok(ended?),
+    }
+}
+
+/// The inspectors, by slot.
+#[derive(Debug, Default)]
+struct Children {
+    slots: HashMap<Pid, u32>,
+}
+
+impl Children {
+    fn started(&mut self, slot: u32, pid: Pid) {
+        self.slots.insert(pid, slot);
+    }
+
+    /// Kills what runs in `slot`. Nobody but us reaps it, so the pid cannot be another's.
+    fn kill(&self, slot: u32) {
+        for pid in self.slots.iter().filter(|(_, s)| **s == slot).map(|(pid, _)| *pid) {
+            // It may have ended by itself; its end is reported all the same.
+            drop(kill(pid, Signal::SIGKILL));
+        }
+    }
+
+    /// Reports every inspector that has ended.
+    fn reap(&mut self, channel: &mut Channel) -> Result<(), ZygoteError> {
+        loop {
+            let (pid, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exited with status {code}")),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, format!("was killed by {}", signal.as_str()))
+                }
+                Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return Ok(()),
+                Ok(_) | Err(nix::Error::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(slot) = self.slots.remove(&pid) {
+                channel.send(&FromZygote::Exited { slot, pid: pid.as_raw(), how }, &[])?;
+            }
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
