@@ -108,7 +108,7 @@ pub(crate) enum FromZygote {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToWalker {
     /// First, once.
-    Configure { limits: Limits, rules: bool, excludes: Vec<String>, slots: u32 },
+    Configure { limits: Limits, excludes: Vec<String>, slots: u32 },
     /// An indicator list; with its descriptor. Any number, before the first volume.
     Indicators { name: String },
     /// No more lists.
@@ -460,7 +460,7 @@ impl AsRawFd for Channel {
 /// Reads a whole descriptor, refusing more than `limit` bytes.
 pub(crate) fn read_bounded(file: &mut std::fs::File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.by_ref().take(limit + 1).read_to_end(&mut bytes)?;
+    std::io::Read::take(&mut *file, limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,

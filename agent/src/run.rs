@@ -148,7 +148,7 @@ fn compile_rules(paths: &[std::path::PathBuf], out: &Path, strict: bool) -> anyh
         .with_context(|| format!("write the pack into {}", folder.display()))?;
     file.write_all(&pack).context("write the pack")?;
     file.persist(out).with_context(|| format!("write the pack {}", out.display()))?;
-    let sha256 = rules::digest(&pack);
+    let sha256 = rules::source::digest(&pack);
     say(&format!("{} rules from {} files", outcome.rules, outcome.files));
     print(|stdout| writeln!(stdout, "{}@sha256={sha256}", out.display()))?;
     Ok(0)

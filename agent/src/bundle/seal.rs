@@ -47,7 +47,7 @@ pub(crate) enum SealError {
     #[error("encode the report")]
     Report(#[source] serde_json::Error),
     #[error("render the report")]
-    Html(#[source] html::HtmlError),
+    Html(#[source] io::Error),
     #[error(transparent)]
     Sums(#[from] SumsError),
     #[error(transparent)]

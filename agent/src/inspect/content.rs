@@ -38,7 +38,7 @@ impl Digests {
             sha256: sha2::Sha256::new(),
             md5: measures.md5.then(md5::Md5::new),
             sha1: measures.sha1.then(sha1::Sha1::new),
-            histogram: measures.entropy.then(Histogram::default),
+            histogram: measures.entropy.then(Histogram::new),
         }
     }
 

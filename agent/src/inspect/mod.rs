@@ -23,7 +23,7 @@ use crate::{
         Channel, Facts, FromInspector, Job, Limits, Measures, ProtocolError, ToInspector, Trouble,
         write_marker,
     },
-    rules::LoadedPack,
+    rules::pack::LoadedPack,
 };
 use content::{Blocks, Digests, READ, ReadError};
 use scan::{RuleScanner, Verdict};
@@ -34,6 +34,8 @@ const BLOCK: usize = 8 << 20;
 const OVERLAP: usize = 256 << 10;
 /// A buffer larger than this is given back after the file that needed it.
 const KEEP: usize = 32 << 20;
+/// Bytes from which the format is told.
+const HEAD: usize = 4096;
 /// Answers are sent when this many have gathered, so that a crash repeats little work.
 const ANSWERS: usize = 32;
 
@@ -91,14 +93,14 @@ impl Inspector<'_> {
         for job in jobs {
             let file = channel.descriptor()?;
             // The marker is a courtesy to the walker: without it a death is laid to the first job.
-            drop(write_marker(marker.as_fd(), Some(job.seq)));
+            let _ = write_marker(marker.as_fd(), Some(job.seq));
             answers.push(self.examine_guarded(job, file.as_fd()));
             let heavy = answers.last().is_some_and(|facts| !facts.matches.is_empty());
             if heavy || answers.len() == ANSWERS {
                 channel.send(&FromInspector::Facts(std::mem::take(&mut answers)), &[])?;
             }
         }
-        drop(write_marker(marker.as_fd(), None));
+        let _ = write_marker(marker.as_fd(), None);
         if !answers.is_empty() {
             channel.send(&FromInspector::Facts(answers), &[])?;
         }
@@ -140,7 +142,7 @@ impl Inspector<'_> {
         }
         digests.finish(facts);
         let data = self.buffer.as_slice();
-        let format = format::identify(&data[..data.len().min(format::HEAD)]);
+        let format = format::identify(&data[..data.len().min(HEAD)]);
         facts.format = format.map(str::to_owned);
         if let Some(name) = format {
             // Goblin has panicked on hostile files before, and may again: only its facts are lost.
@@ -163,7 +165,7 @@ impl Inspector<'_> {
         let size = (job.size, job.allocated);
         let holes = content::Extents::new(file, job.size, job.allocated).hole_bytes();
         let hash_holes = holes <= self.settings.limits.max_hole_bytes;
-        let mut head = vec![0; format::HEAD];
+        let mut head = vec![0; HEAD];
         let got = rustix::io::pread(file, &mut head[..], 0).unwrap_or(0);
         head.truncate(got);
         let format = format::identify(&head);

@@ -12,7 +12,7 @@ use yara_x::{MetaValue, Rule, ScanError, ScanResults, Scanner};
 
 use crate::{
     protocol::{Job, Limits},
-    rules::{LoadedPack, RouteIndex},
+    rules::{pack::LoadedPack, routing::RouteIndex},
 };
 
 /// Offsets kept of a pattern's matches.
@@ -33,7 +33,7 @@ pub(crate) struct Verdict {
 /// The scanners of an inspector, made when first needed.
 pub(crate) struct RuleScanner<'r> {
     pack: &'r LoadedPack,
-    scanners: Vec<Option<Scanner<'r>>>,
+    scanners: BTreeMap<RouteIndex, Scanner<'r>>,
 }
 
 impl std::fmt::Debug for RuleScanner<'_> {
@@ -45,7 +45,7 @@ impl std::fmt::Debug for RuleScanner<'_> {
 impl<'r> RuleScanner<'r> {
     /// Scans with `pack`.
     pub(crate) fn new(pack: &'r LoadedPack) -> Self {
-        Self { pack, scanners: RouteIndex::ALL.iter().map(|_| None).collect() }
+        Self { pack, scanners: BTreeMap::new() }
     }
 
     /// Scans a file that is in memory.
@@ -58,15 +58,14 @@ impl<'r> RuleScanner<'r> {
     ) -> Result<Verdict, ScanError> {
         let route = self.pack.set_for(data);
         let rules = self.pack.rules(route);
-        let slot = &mut self.scanners[route.index()];
-        let mut scanner = slot.take().unwrap_or_else(|| Scanner::new(rules));
+        let mut scanner = self.scanners.remove(&route).unwrap_or_else(|| Scanner::new(rules));
         scanner.set_timeout(inner_limit(limits, job.size));
         for (name, value) in variables(job, format) {
             scanner.set_global(name, value).map_err(variable_error)?;
         }
         let verdict = verdict(&scanner.scan(data)?);
         // Only a scanner that ended well is used again.
-        *slot = Some(scanner);
+        self.scanners.insert(route, scanner);
         Ok(verdict)
     }
 

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use cleanroom_contract::{GapKind, RuleFile, Severity, SeverityCounts};
+use cleanroom_contract::{GapKind, RuleFile, SeverityCounts};
 use rustix::fs::MemfdFlags;
 
 use crate::{
@@ -407,11 +407,6 @@ impl<'w> Supervisor<'w> {
         self.zygote.end().await;
         (self.spool, self.totals, self.indicators)
     }
-
-    /// The worst severity found so far.
-    pub(crate) fn worst(totals: &Totals) -> Option<Severity> {
-        totals.findings.0.keys().next_back().copied()
-    }
 }
 
 /// Starts a walker and gives it the lists.
@@ -420,7 +415,6 @@ async fn start_walker(setup: &mut Setup) -> Result<(Peer, Vec<RuleFile>), Superv
     let mut walker = Peer::start(Role::Walker).map_err(start)?;
     let configure = ToWalker::Configure {
         limits: setup.limits.clone(),
-        rules: setup.rules.is_some(),
         excludes: setup.excludes.clone(),
         slots: setup.inspectors,
     };
@@ -474,7 +468,7 @@ pub(crate) fn probe_role(mut channel: crate::protocol::Channel) -> Result<(), Pr
         return Ok(());
     }
     let evidence = File::from(channel.descriptor()?);
-    let answer: ProbeAnswer = crate::evidence::probe::FileEvidence::new(evidence)
+    let answer: ProbeAnswer = crate::evidence::probe::EvidenceFile::new(evidence)
         .and_then(|evidence| crate::evidence::probe::probe(&evidence))
         .map_err(|error| error.to_string());
     channel.send(&answer, &[])

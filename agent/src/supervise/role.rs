@@ -56,7 +56,7 @@ impl Peer {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
-        Ok(Self { child, channel: AsyncFd::new(Channel::new(ours, role.name()))? })
+        Ok(Self { child, channel: register(Channel::new(ours, role.name()))? })
     }
 
     pub(crate) fn channel(&mut self) -> &mut Channel {
@@ -92,6 +92,13 @@ impl Peer {
             drop(self.child.kill().await);
         }
     }
+}
+
+/// Watches a channel for what arrives.
+#[expect(unsafe_code, reason = "the runtime's only way to watch a socket that stays in blocking mode")]
+fn register(channel: Channel) -> io::Result<AsyncFd<Channel>> {
+    // SAFETY: a channel owns its socket from beginning to end and never exchanges it for another.
+    Ok(unsafe { AsyncFd::register(channel) }?)
 }
 
 /// What a role does first: it dies with its parent, is the first choice when memory runs out, and

@@ -25,7 +25,7 @@ use nix::{
 use crate::{
     inspect,
     protocol::{Channel, Filled, FromZygote, Limits, Measures, ProtocolError, ToZygote, read_bounded},
-    rules::LoadedPack,
+    rules::pack::LoadedPack,
     supervise::role,
 };
 
@@ -153,7 +153,7 @@ impl Children {
     fn kill(&self, slot: u32) {
         for pid in self.slots.iter().filter(|(_, s)| **s == slot).map(|(pid, _)| *pid) {
             // It may have ended by itself; its end is reported all the same.
-            drop(kill(pid, Signal::SIGKILL));
+            let _ = kill(pid, Signal::SIGKILL);
         }
     }
 

@@ -61,13 +61,13 @@ pub(crate) enum WalkError {
 
 /// Serves the supervisor until it closes the channel.
 pub(crate) fn run(mut channel: Channel) -> Result<(), WalkError> {
-    let Some(ToWalker::Configure { limits, rules, excludes, slots }) = channel.receive()? else {
+    let Some(ToWalker::Configure { limits, excludes, slots }) = channel.receive()? else {
         return Err(WalkError::Order);
     };
     let Some(indicators) = load_indicators(&mut channel)? else { return Ok(()) };
     let mut walker = Walker {
         crew: Crew::new(slots, limits.clone(), now()),
-        judge: Judge::new(indicators, rules),
+        judge: Judge::new(indicators),
         excludes: globs(&excludes)?,
         exclude_texts: excludes,
         limits,

@@ -25,15 +25,13 @@ const MAX_RECORD: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Judge {
     indicators: Indicators,
-    /// Whether there are rules: without, a file that was read is not `clean` but `skipped`.
-    rules: bool,
     /// Losses that became known outside the walk's own loop.
     pub(crate) late: Vec<Outcome>,
 }
 
 impl Judge {
-    pub(crate) fn new(indicators: Indicators, rules: bool) -> Self {
-        Self { indicators, rules, late: Vec::new() }
+    pub(crate) fn new(indicators: Indicators) -> Self {
+        Self { indicators, late: Vec::new() }
     }
 
     /// The lines of a file that was inspected.
@@ -52,7 +50,7 @@ impl Judge {
         record.truncated |= facts.truncated;
         record.indicators = self.digest_hits(&record);
 
-        let mut findings = checks::binaries::judge(&checks::Subject {
+        let subject = checks::Subject {
             volume: &record.volume,
             path: &path,
             mode: record.mode,
@@ -61,13 +59,9 @@ impl Judge {
             binary: record.binary.as_deref(),
             entropy: record.entropy,
             sha256: record.sha256,
-        });
-        findings.extend(checks::judge_matches(
-            &record.volume,
-            &path,
-            &record.matches,
-            record.sha256,
-        ));
+        };
+        let mut findings = checks::binaries::judge(&subject);
+        findings.extend(checks::rules::judge_matches(&subject, &record.matches));
         findings.extend(record.indicators.iter().map(|hit| digest_finding(&record, &path, hit)));
         findings.extend(self.path_findings(&record, &path));
         if record.scan == ScanState::Timeout {
@@ -193,7 +187,7 @@ impl Judge {
             Finding {
                 v: VersionOne,
                 id: checks::finding_id(&record.volume, path, &source),
-                severity: checks::severity_of_score(hit.score),
+                severity: checks::severity_of_score(hit.score as f64),
                 title: hit.description.unwrap_or("path indicator").to_owned(),
                 reason: format!("the path matches {} (score {})", hit.pattern, hit.score),
                 technique: None,
