@@ -40,7 +40,11 @@ pub(crate) enum Command {
     Seal(Seal),
     /// One of the agent's own processes.
     #[command(hide = true)]
-    Role { role: Role, #[arg(long)] parent: u32 },
+    Role {
+        role: Role,
+        #[arg(long)]
+        parent: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -191,7 +195,8 @@ fn size(text: &str) -> Result<u64, String> {
         "t" | "tib" | "tb" => 40,
         unit => return Err(format!("unknown unit {unit:?}: use K, M, G or T")),
     };
-    let number: u64 = digits.parse().map_err(|_| "a whole number and a unit, like 64M".to_owned())?;
+    let number: u64 =
+        digits.parse().map_err(|_| "a whole number and a unit, like 64M".to_owned())?;
     number
         .checked_mul(1 << shift)
         .filter(|bytes| *bytes > 0)
@@ -201,7 +206,8 @@ fn size(text: &str) -> Result<u64, String> {
 /// `500ms`, `60s`, `5m`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| "a whole number and a unit, like 60s".to_owned())?;
+    let number: u64 =
+        digits.parse().map_err(|_| "a whole number and a unit, like 60s".to_owned())?;
     let millis = match &text[digits.len()..] {
         "ms" => Some(number),
         "" | "s" => number.checked_mul(1000),

@@ -85,9 +85,8 @@ fn format_or_default(format: Option<Format>) -> Format {
 /// The clock that reports are dated with.
 #[expect(clippy::disallowed_methods, reason = "the one place where the clock is read for reports")]
 fn now() -> Timestamp {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp {
         seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
         nanos: since.subsec_nanos(),

@@ -190,7 +190,9 @@ mod tests {
         for good in ["i-0abcdef0", "i-0123456789abcdef0"] {
             assert_eq!(good.parse::<InstanceId>().unwrap().as_str(), good);
         }
-        for bad in ["", "i-", "i-0abcdef", "I-0abcdef0", "i-0ABCDEF0", "vol-0abcdef0", "i-0abcdef0\n"] {
+        for bad in
+            ["", "i-", "i-0abcdef", "I-0abcdef0", "i-0ABCDEF0", "vol-0abcdef0", "i-0abcdef0\n"]
+        {
             assert!(bad.parse::<InstanceId>().is_err(), "{bad:?}");
         }
         assert!("vol-0123456789abcdef0".parse::<VolumeId>().is_ok());

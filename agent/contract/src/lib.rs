@@ -18,6 +18,7 @@ pub use record::{
     Summary, VersionOne, VolumeRecord, VolumeState,
 };
 pub use report::{
-    BundleFile, Coverage, EvidenceSource, RuleDiagnostic, RuleFile, Report, Run, RunState, SeverityCounts,
+    BundleFile, Coverage, EvidenceSource, Report, RuleDiagnostic, RuleFile, Run, RunState,
+    SeverityCounts,
 };
 pub use time::Timestamp;

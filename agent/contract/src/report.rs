@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CaseId, Finding, Gap, GapKind, Severity, Sha256, Summary, Timestamp, VersionOne, VolumeRecord};
+use crate::{
+    CaseId, Finding, Gap, GapKind, Severity, Sha256, Summary, Timestamp, VersionOne, VolumeRecord,
+};
 
 /// Findings counted by severity. Severities without any are absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -58,7 +58,8 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = year - i64::from(month <= 2);
     let year_of_era = year.rem_euclid(400);
     let day_of_era =
-        365 * year_of_era + year_of_era / 4 - year_of_era / 100 + (153 * from_march + 2) / 5 + day - 1;
+        365 * year_of_era + year_of_era / 4 - year_of_era / 100 + (153 * from_march + 2) / 5 + day
+            - 1;
     year.div_euclid(400) * 146_097 + day_of_era - 719_468
 }
 
@@ -67,7 +68,10 @@ fn parse_rfc_3339(text: &str) -> Option<Timestamp> {
     const FORM: &[u8] = b"0000-00-00T00:00:00.000000000Z";
     let bytes = text.as_bytes();
     let fits = bytes.len() == FORM.len()
-        && bytes.iter().zip(FORM).all(|(b, f)| if *f == b'0' { b.is_ascii_digit() } else { b == f });
+        && bytes
+            .iter()
+            .zip(FORM)
+            .all(|(b, f)| if *f == b'0' { b.is_ascii_digit() } else { b == f });
     if !fits {
         return None;
     }
@@ -97,8 +101,9 @@ impl<'de> Deserialize<'de> for Timestamp {
                 _ => Err(D::Error::custom(format!("{text:?} is not @seconds.nanoseconds"))),
             };
         }
-        parse_rfc_3339(&text)
-            .ok_or_else(|| D::Error::custom(format!("{text:?} is not a UTC time with nine decimals")))
+        parse_rfc_3339(&text).ok_or_else(|| {
+            D::Error::custom(format!("{text:?} is not a UTC time with nine decimals"))
+        })
     }
 }
 
@@ -124,8 +129,15 @@ mod tests {
 
     #[test]
     fn text_that_is_no_time_is_refused() {
-        for bad in ["", "2000-02-30T00:00:00.000000000Z", "2000-13-01T00:00:00.000000000Z",
-            "2000-01-01T24:00:00.000000000Z", "2000-01-01T00:00:00Z", "@1", "@1.9999999999"] {
+        for bad in [
+            "",
+            "2000-02-30T00:00:00.000000000Z",
+            "2000-13-01T00:00:00.000000000Z",
+            "2000-01-01T24:00:00.000000000Z",
+            "2000-01-01T00:00:00Z",
+            "@1",
+            "@1.9999999999",
+        ] {
             assert!(serde_json::from_str::<Timestamp>(&format!("{bad:?}")).is_err(), "{bad}");
         }
     }

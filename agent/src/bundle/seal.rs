@@ -69,10 +69,8 @@ pub(crate) fn seal(
     counts.into_report(&mut report);
     let names = ["findings.jsonl", "files.jsonl.zst", "gaps.jsonl", "timeline.body"];
     let opened = super::folder::Folder::open(folder).map_err(SealError::Spool)?;
-    report.files = names
-        .iter()
-        .map(|name| sums::seal_file(&opened, name))
-        .collect::<Result<_, _>>()?;
+    report.files =
+        names.iter().map(|name| sums::seal_file(&opened, name)).collect::<Result<_, _>>()?;
     write_report(folder, &report)?;
     sums::write_sums(
         folder,

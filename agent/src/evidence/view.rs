@@ -50,11 +50,12 @@ impl ViewError {
         let (Self::Loop { source } | Self::Mount { source, .. }) = self else { return None };
         match source.raw_os_error() {
             Some(nix::libc::EPERM | nix::libc::EACCES) => Some(
-                "mounting needs root: run as root, or copy the files out and scan the folder".into(),
+                "mounting needs root: run as root, or copy the files out and scan the folder"
+                    .into(),
             ),
-            Some(nix::libc::ENODEV) => Some(
-                "this kernel has no driver for it: scan it on a machine that does".into(),
-            ),
+            Some(nix::libc::ENODEV) => {
+                Some("this kernel has no driver for it: scan it on a machine that does".into())
+            }
             Some(nix::libc::ENOENT) => Some("this machine offers no loop devices".into()),
             _ => None,
         }
@@ -202,7 +203,8 @@ fn mount(kind: &str, device: &str, options: &[&str]) -> Result<View, ViewError> 
         log,
         source: errno.into(),
     };
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed(e, String::new()))?;
+    let context =
+        fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed(e, String::new()))?;
     let configure = || {
         fsconfig_set_string(&context, "source", device)?;
         fsconfig_set_flag(&context, "ro")?;

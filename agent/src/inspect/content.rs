@@ -197,7 +197,10 @@ fn read_some(
 }
 
 /// Makes `count` bytes that the kernel has just written part of `buffer`.
-#[expect(unsafe_code, reason = "read into spare capacity, so that no byte is zeroed before it is read")]
+#[expect(
+    unsafe_code,
+    reason = "read into spare capacity, so that no byte is zeroed before it is read"
+)]
 fn append_initialised(buffer: &mut Vec<u8>, count: usize) {
     let length = buffer.len() + count;
     assert!(length <= buffer.capacity());
@@ -418,7 +421,8 @@ mod tests {
 
     #[test]
     fn blocks_overlap_and_cover_every_byte_once_for_the_digest() {
-        let bytes: Vec<u8> = (0..300_000_u32).map(|i| i.to_le_bytes()[1] ^ i.to_le_bytes()[0]).collect();
+        let bytes: Vec<u8> =
+            (0..300_000_u32).map(|i| i.to_le_bytes()[1] ^ i.to_le_bytes()[0]).collect();
         let (file, allocated) = sparse(&[(0, &bytes)], 300_000);
         let (mut buffer, mut digests) = (Vec::new(), Digests::new(&ALL));
         let mut shape = Blocks {

@@ -114,7 +114,11 @@ impl Inspector<'_> {
             self.scanner = self.settings.pack.map(RuleScanner::new);
             self.buffer = Vec::new();
             let mut facts = Facts::new(job.seq);
-            fail(&mut facts, GapKind::Parser, format!("a parser panicked: {}", panic_text(&*panic)));
+            fail(
+                &mut facts,
+                GapKind::Parser,
+                format!("a parser panicked: {}", panic_text(&*panic)),
+            );
             facts
         })
     }
@@ -247,7 +251,8 @@ impl Inspector<'_> {
             || time(now.st_mtime, now.st_mtime_nsec) != job.mtime
             || time(now.st_ctime, now.st_ctime_nsec) != job.ctime;
         if changed && !facts.troubles.iter().any(|t| t.kind == GapKind::Changed) {
-            let reason = format!("changed while it was read: {} bytes, then {}", job.size, now.st_size);
+            let reason =
+                format!("changed while it was read: {} bytes, then {}", job.size, now.st_size);
             trouble(facts, GapKind::Changed, reason, 1);
         }
     }

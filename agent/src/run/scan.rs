@@ -134,7 +134,10 @@ fn show(args: &Scan, out: &Path, report: &Report) -> anyhow::Result<()> {
             for name in ["findings.jsonl", "gaps.jsonl"] {
                 io::copy(&mut File::open(out.join(name))?, to)?;
             }
-            serde_json::to_writer(&mut *to, &cleanroom_contract::Record::Summary(report.summary.clone()))?;
+            serde_json::to_writer(
+                &mut *to,
+                &cleanroom_contract::Record::Summary(report.summary.clone()),
+            )?;
             to.write_all(b"\n")
         }),
     }
@@ -174,7 +177,10 @@ fn prepare_folder(out: &Path, given: &[Given]) -> anyhow::Result<PathBuf> {
         fs::canonicalize(folder).ok()
     });
     if let Some(evidence) = there.as_deref().and_then(within) {
-        bail!("--out {shown} lies in the evidence {}: writing there would change it", evidence.name);
+        bail!(
+            "--out {shown} lies in the evidence {}: writing there would change it",
+            evidence.name
+        );
     }
     fs::create_dir_all(out).with_context(|| format!("make the bundle's folder {shown}"))?;
     let mut entries = fs::read_dir(out).with_context(|| format!("read the folder {shown}"))?;
@@ -208,7 +214,8 @@ fn prepare_rules(args: &Scan) -> anyhow::Result<Option<rules::Prepared>> {
         .iter()
         .map(|path| RuleArgument::parse(path.as_os_str()))
         .collect::<Result<Vec<_>, _>>()?;
-    let cache = rules::cache::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"));
+    let cache =
+        rules::cache::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"));
     let prepared = rules::prepare(&arguments, cache.as_deref(), &|_, out| {
         let mut compiler = Command::new("/proc/self/exe");
         compiler.args(["rules", "compile", "--out", "-"]);
@@ -238,7 +245,8 @@ fn open_indicators(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, File)>> {
             let path = entry.path();
             if entry.file_type().is_file() || entry.depth() == 0 && path.is_file() {
                 let shown = printable(&path.to_string_lossy());
-                let file = File::open(path).with_context(|| format!("read the indicators {shown}"))?;
+                let file =
+                    File::open(path).with_context(|| format!("read the indicators {shown}"))?;
                 lists.push((shown, file));
             }
         }
@@ -285,7 +293,8 @@ fn draft(args: &Scan, setup: &Setup) -> Report {
     // The name of a run need not be secret, only unlikely to be another's.
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
     let system = rustix::system::uname();
-    let limit = |bytes: Option<u64>| bytes.map_or("none".to_owned(), |bytes| format!("{bytes} bytes"));
+    let limit =
+        |bytes: Option<u64>| bytes.map_or("none".to_owned(), |bytes| format!("{bytes} bytes"));
     let limits = [
         ("in-memory", limit(Some(setup.limits.in_memory))),
         ("max-file-size", limit(setup.limits.max_file_size)),
@@ -318,7 +327,10 @@ fn draft(args: &Scan, setup: &Setup) -> Report {
         rules: Vec::new(),
         indicators: Vec::new(),
         rule_diagnostics: Vec::new(),
-        limits: limits.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<BTreeMap<_, _>>(),
+        limits: limits
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect::<BTreeMap<_, _>>(),
         summary: Summary {
             v: VersionOne,
             entries: 0,
@@ -448,8 +460,14 @@ impl Session<'_> {
         self.troubles(supervisor, &given.name, &layout)?;
         let backing = (OwnedFd::from(file), size);
         for part in &layout.volumes {
-            self.examine_part(supervisor, bar, (&given.name, &given.path), (part, layout.sector), &backing)
-                .await?;
+            self.examine_part(
+                supervisor,
+                bar,
+                (&given.name, &given.path),
+                (part, layout.sector),
+                &backing,
+            )
+            .await?;
         }
         Ok(())
     }

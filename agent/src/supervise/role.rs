@@ -87,7 +87,8 @@ impl Peer {
     /// Ends the role and waits until it has ended.
     pub(crate) async fn end(mut self) {
         drop(self.channel);
-        if tokio::time::timeout(std::time::Duration::from_secs(2), self.child.wait()).await.is_err() {
+        if tokio::time::timeout(std::time::Duration::from_secs(2), self.child.wait()).await.is_err()
+        {
             // Killing a process that has just ended is no error worth telling.
             drop(self.child.kill().await);
         }
@@ -95,7 +96,10 @@ impl Peer {
 }
 
 /// Watches a channel for what arrives.
-#[expect(unsafe_code, reason = "the runtime's only way to watch a socket that stays in blocking mode")]
+#[expect(
+    unsafe_code,
+    reason = "the runtime's only way to watch a socket that stays in blocking mode"
+)]
 fn register(channel: Channel) -> io::Result<AsyncFd<Channel>> {
     // SAFETY: a channel owns its socket from beginning to end and never exchanges it for another.
     Ok(unsafe { AsyncFd::register(channel) }?)

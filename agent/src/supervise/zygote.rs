@@ -24,7 +24,9 @@ use nix::{
 
 use crate::{
     inspect,
-    protocol::{Channel, Filled, FromZygote, Limits, Measures, ProtocolError, ToZygote, read_bounded},
+    protocol::{
+        Channel, Filled, FromZygote, Limits, Measures, ProtocolError, ToZygote, read_bounded,
+    },
     rules::pack::LoadedPack,
     supervise::role,
 };
@@ -111,7 +113,10 @@ pub(crate) fn run(mut channel: Channel) -> Result<(), ZygoteError> {
 }
 
 /// The child's pid in the zygote, `None` in the child.
-#[expect(unsafe_code, reason = "forks a process that has loaded the rules; exec would load them again")]
+#[expect(
+    unsafe_code,
+    reason = "forks a process that has loaded the rules; exec would load them again"
+)]
 fn fork() -> nix::Result<Option<Pid>> {
     // SAFETY: this process has one thread, so no lock can be held by one that the child lacks.
     match unsafe { nix::unistd::fork() }? {

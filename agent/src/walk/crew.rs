@@ -248,7 +248,12 @@ impl Crew {
         batch
     }
 
-    fn send(&mut self, number: usize, batch: Vec<Pending>, now: Instant) -> Result<(), ProtocolError> {
+    fn send(
+        &mut self,
+        number: usize,
+        batch: Vec<Pending>,
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
         let slot = &mut self.slots[number];
         let jobs: Vec<Job> = batch.iter().map(|pending| pending.job.clone()).collect();
         if slot.pending.is_empty() {
@@ -257,7 +262,8 @@ impl Crew {
         }
         let sent = match &mut slot.channel {
             Some(channel) => {
-                let descriptors: Vec<_> = batch.iter().map(|pending| pending.file.as_fd()).collect();
+                let descriptors: Vec<_> =
+                    batch.iter().map(|pending| pending.file.as_fd()).collect();
                 channel.send(&ToInspector::Jobs(jobs), &descriptors)
             }
             None => Err(ProtocolError::Ended { peer: "inspector" }),

@@ -184,7 +184,9 @@ mod tests {
 
     #[test]
     fn owners_come_from_well_formed_lines_only() {
-        let owners = Owners::parse(b"root:x:0:0:r:/root:/bin/sh\ntoor:x:0:0\n:x:1:1\nbad\nw\xff:x:3:3\nwww:x:33:33::/:\n");
+        let owners = Owners::parse(
+            b"root:x:0:0:r:/root:/bin/sh\ntoor:x:0:0\n:x:1:1\nbad\nw\xff:x:3:3\nwww:x:33:33::/:\n",
+        );
         assert_eq!(owners.name(0), "root");
         assert_eq!(owners.name(33), "www");
         for unknown in [1, 3, 65_534] {

@@ -23,7 +23,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use crate::{
     indicators::Indicators,
     protocol::{
-        Channel, Counters, Filled, FromWalker, Job, Limits, Line, ProtocolError, ToWalker, WalkOrder,
+        Channel, Counters, Filled, FromWalker, Job, Limits, Line, ProtocolError, ToWalker,
+        WalkOrder,
     },
     supervise::error_chain,
     walk::{

@@ -63,7 +63,10 @@ pub(crate) enum Opened {
 pub(crate) enum Step {
     Entry(Box<Entry>),
     /// This directory was not entered or not read to its end.
-    NotEntered { path: Vec<u8>, why: NotEntered },
+    NotEntered {
+        path: Vec<u8>,
+        why: NotEntered,
+    },
 }
 
 /// Why a directory was not entered, or a name not looked at.
@@ -211,9 +214,14 @@ impl Tree {
     /// Records the root and reads its names.
     fn begin(&mut self) -> Result<Step, Errno> {
         let stat = stat_fd(self.root.as_fd())?;
-        let fd = self.open(self.root.try_clone().map_err(|_| Errno::MFILE)?.as_fd(), c".", OFlags::DIRECTORY)?;
+        let fd = self.open(
+            self.root.try_clone().map_err(|_| Errno::MFILE)?.as_fd(),
+            c".",
+            OFlags::DIRECTORY,
+        )?;
         let (names, problem) = Listing::read(fd.as_fd());
-        let opened = rustix::io::fcntl_dupfd_cloexec(&fd, 0).map_or_else(Opened::Failed, Opened::Open);
+        let opened =
+            rustix::io::fcntl_dupfd_cloexec(&fd, 0).map_or_else(Opened::Failed, Opened::Open);
         let identity = identity(&stat);
         self.frames.push(Frame {
             fd: Some(Rc::new(fd)),

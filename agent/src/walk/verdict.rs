@@ -93,7 +93,11 @@ impl Judge {
     }
 
     /// The lines of an entry that could not be opened.
-    pub(crate) fn unreadable(&self, mut record: Box<FileRecord>, error: &std::io::Error) -> Vec<Line> {
+    pub(crate) fn unreadable(
+        &self,
+        mut record: Box<FileRecord>,
+        error: &std::io::Error,
+    ) -> Vec<Line> {
         record.scan = ScanState::Error;
         let mut gap = gap_of(&record, GapKind::Unreadable, format!("open: {error}"));
         if error.kind() == std::io::ErrorKind::PermissionDenied {
@@ -160,7 +164,12 @@ impl Judge {
                 author: None,
                 sha256: None,
             };
-            lines.push(line(LineKind::Finding(finding.severity), seq, 0, &Record::Finding(finding)));
+            lines.push(line(
+                LineKind::Finding(finding.severity),
+                seq,
+                0,
+                &Record::Finding(finding),
+            ));
         }
         lines.push(gap_line(&gap(kind, volume, Some(path), reason), seq, 0));
         lines

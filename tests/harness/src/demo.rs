@@ -86,6 +86,7 @@ fn step(what: &str) {
 
 /// Builds the agent and returns its path.
 fn build_agent() -> Result<PathBuf> {
+    tools::refresh_workspace()?;
     let built = cargo()
         .args(["build", "--quiet", "--package", "cleanroom-agent", "--bin", "cleanroom-agent"])
         .arg("--target-dir")

@@ -85,7 +85,8 @@ impl Image {
     }
 
     /// An ext2, ext3 or ext4 file system that holds the folder's content: names, modes, owners,
-    /// modification times, extended attributes, links and devices.
+    /// access and modification times in whole seconds, extended attributes, links and devices.
+    /// The change time is the source file's own.
     ///
     /// # Errors
     /// Where `mke2fs` refuses, for instance as the content does not fit. Version 1.47.0 crashes

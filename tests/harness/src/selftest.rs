@@ -55,6 +55,7 @@ pub fn run() -> Result<()> {
     tools::ensure(tools::DEMO)?;
     tools::ensure(tools::TESTS)?;
     let before = work_tree()?;
+    tools::refresh_workspace()?;
 
     let cargo = |arguments: &[&str]| {
         let mut command = cargo();

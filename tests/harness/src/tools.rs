@@ -13,6 +13,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::{
+    fcntl::AT_FDCWD,
+    sys::{
+        stat::{UtimensatFlags, utimensat},
+        time::TimeSpec,
+    },
+};
+use serde::Deserialize;
 
 /// A program, the Debian and Ubuntu package that holds it, and what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,6 +225,47 @@ pub fn cargo() -> Command {
     command
 }
 
+/// Makes cargo build the workspace's own crates anew, by giving the first file of each of their
+/// targets the present as modification time. Contents stay as they are; dependencies stay built.
+///
+/// Cargo names what it builds from a path relative to the workspace, and looks at times alone to
+/// see whether it is fresh. Where two checkouts share a target folder, which is how dependencies
+/// are compiled only once, the later build of one passes for a build of the other: its tests
+/// would run, and pass, in place of ours.
+///
+/// # Errors
+/// Where `cargo metadata` fails or a file's times can not be set.
+pub fn refresh_workspace() -> Result<usize> {
+    let mut metadata = cargo();
+    metadata.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let sources = target_sources(&run(&mut metadata)?)?;
+    for source in &sources {
+        let now = TimeSpec::UTIME_NOW;
+        utimensat(AT_FDCWD, source, &now, &now, UtimensatFlags::FollowSymlink)
+            .with_context(|| format!("set times of {}", source.display()))?;
+    }
+    Ok(sources.len())
+}
+
+/// The `src_path` of every target in what `cargo metadata --no-deps` prints.
+fn target_sources(metadata: &[u8]) -> Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        packages: Vec<Package>,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        targets: Vec<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        src_path: PathBuf,
+    }
+    let metadata: Metadata = serde_json::from_slice(metadata).context("read cargo's metadata")?;
+    let targets = metadata.packages.into_iter().flat_map(|package| package.targets);
+    Ok(targets.map(|target| target.src_path).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,5 +297,18 @@ mod tests {
     fn the_workspace_is_found() {
         assert!(workspace_root().join("Cargo.toml").is_file());
         assert!(workspace_root().join("agent/contract").is_dir());
+    }
+
+    #[test]
+    fn every_target_of_the_workspace_is_refreshed() {
+        let mut metadata = cargo();
+        metadata.args(["metadata", "--no-deps", "--format-version", "1"]);
+        let sources = target_sources(&run(&mut metadata).expect("metadata")).expect("parse");
+        let root = workspace_root();
+        for crate_root in ["agent/src/main.rs", "agent/contract/src/lib.rs"] {
+            assert!(sources.contains(&root.join(crate_root)), "{crate_root} is not in {sources:?}");
+        }
+        assert!(sources.iter().any(|s| s.ends_with("tests/harness/src/lib.rs")), "{sources:?}");
+        assert!(target_sources(b"{}").is_err());
     }
 }
