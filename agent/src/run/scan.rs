@@ -239,8 +239,8 @@ fn prepare_rules(args: &Scan) -> anyhow::Result<Option<rules::Prepared>> {
 /// Opens the lists; a folder stands for the files in it, in the order of their names.
 fn open_indicators(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, File)>> {
     let mut lists = Vec::new();
-    for path in paths {
-        for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
+    for given in paths {
+        for entry in walkdir::WalkDir::new(given).sort_by_file_name() {
             let entry = entry.context("read the indicators")?;
             let path = entry.path();
             if entry.file_type().is_file() || entry.depth() == 0 && path.is_file() {

@@ -86,7 +86,11 @@ pub(crate) fn run(mut channel: Channel) -> Result<(), ZygoteError> {
         let [has_message, has_signal] = ready.map(|fd| fd.any().unwrap_or(true));
         if has_signal {
             while signals.read_signal()?.is_some() {}
-            children.reap(&mut channel)?;
+            match children.reap(&mut channel) {
+                // The supervisor has ended, and so do we.
+                Err(ZygoteError::Protocol(ProtocolError::Socket { .. })) => return Ok(()),
+                reaped => reaped?,
+            }
         }
         if has_message && channel.fill(false)? == Filled::Closed {
             return Ok(());
