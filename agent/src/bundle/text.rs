@@ -328,8 +328,8 @@ Read      /bundles/1/report.html
         report.summary.bytes = 5;
         assert_eq!(
             summary(&report, false, 0),
-            "Verdict   No findings in what was\n          examined; the scan is complete,\n          \
-             with no gaps.\n\nCoverage  1 of 1 volume and 1 of 1 file\n          examined in full; 1 entry\n          \
+            "Verdict   No findings in what was\n          examined; the scan is\n          \
+             complete, with no gaps.\n\nCoverage  1 of 1 volume and 1 of 1 file\n          examined in full; 1 entry\n          \
              recorded, 5 bytes read\nBundle    /bundles/1\nRead      /bundles/1/report.html\n"
         );
     }

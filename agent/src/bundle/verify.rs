@@ -417,6 +417,17 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_of_countless_files_is_not_named_whole() {
+        let case = case(false);
+        for n in 0..=EXTRA_LIMIT {
+            fs::File::create(case.bundle.join(format!("x{n}"))).unwrap();
+        }
+        let verification = verify(&case.bundle, None).unwrap();
+        assert_eq!(bad(&verification).len(), EXTRA_LIMIT);
+        assert!(verification.more_extra && !verification.is_intact());
+    }
+
+    #[test]
     fn a_list_that_no_sealed_bundle_has_is_an_error() {
         let case = case(false);
         let sums = case.bundle.join(SUMS);

@@ -43,7 +43,7 @@ pub(crate) fn default_dir(xdg: Option<OsString>, home: Option<OsString>) -> Opti
     let absolute =
         |value: Option<OsString>| value.map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute(xdg).or_else(|| absolute(home).map(|home| home.join(".cache")));
-    base.map(|base| base.join("cleanroom"))
+    base.map(|base| base.join("cleanroom-agent"))
 }
 
 /// The processor, as far as native code depends on it: architecture, vendor and model, and a digest of

@@ -244,10 +244,11 @@ fn open_indicators(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, File)>> {
             let entry = entry.context("read the indicators")?;
             let path = entry.path();
             if entry.file_type().is_file() || entry.depth() == 0 && path.is_file() {
-                let shown = printable(&path.to_string_lossy());
-                let file =
-                    File::open(path).with_context(|| format!("read the indicators {shown}"))?;
-                lists.push((shown, file));
+                let file = File::open(path)
+                    .with_context(|| format!("read the indicators {}", path.display()))?;
+                // As seen from where the argument lies: findings name lists, not folders of a machine.
+                let name = given.parent().and_then(|parent| path.strip_prefix(parent).ok());
+                lists.push((printable(&name.unwrap_or(path).to_string_lossy()), file));
             }
         }
     }
