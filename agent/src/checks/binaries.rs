@@ -276,7 +276,8 @@ fn judge_entry(entry: &str) -> Option<(Severity, &'static str)> {
 fn temporary_place(case: &Case<'_>) -> Option<Verdict> {
     let place = case.below_open_place()?;
     let elf = case.is_format(&["ELF"]);
-    if !elf && !(case.is_format(&["EXE", "MACHO", "SCRIPT"]) && case.may_be_run()) {
+    let other = case.is_format(&["EXE", "MACHO", "SCRIPT"]) && case.may_be_run();
+    if !elf && !other {
         return None;
     }
     let object = case.subject.binary.is_some_and(|binary| {
@@ -375,7 +376,8 @@ mod tests {
 
     #[test]
     fn each_fact_has_its_finding() {
-        let cases: &[(fn(&mut Binary), &str, Severity, &str)] = &[
+        type Change = fn(&mut Binary);
+        let cases: &[(Change, &str, Severity, &str)] = &[
             (|b| b.sectionless = Some(true), "binaries:sectionless", Severity::Medium, "T1027.008"),
             (
                 |b| b.writable_code_segments = Some(1),

@@ -220,7 +220,7 @@ mod tests {
             PatternMatch { first: "not base64".into(), ..pattern("$c", 1, &[], b"") },
         ];
         let matched = RuleMatch { patterns, ..rule(json!({})) };
-        let found = judge_matches(&SUBJECT, &[matched.clone()]).remove(0);
+        let found = judge_matches(&SUBJECT, std::slice::from_ref(&matched)).remove(0);
         assert_eq!(
             found.evidence.as_deref(),
             Some("$a at 0x10, 3 times: curl\\x00\\\\; $b at 0x7: x; $c")

@@ -32,8 +32,10 @@ impl<const N: usize> DigestTable<N> {
             return Self { entries: Vec::new(), starts: Vec::new() };
         }
         let mut starts = vec![0; BUCKETS + 1];
-        for digest in parts.iter().flat_map(|(_, digests)| digests) {
-            starts[bucket(digest) + 1] += 1;
+        for (_, digests) in &parts {
+            for digest in digests {
+                starts[bucket(digest) + 1] += 1;
+            }
         }
         let mut sum = 0;
         for start in &mut starts {
@@ -69,7 +71,10 @@ impl<const N: usize> DigestTable<N> {
 }
 
 fn bucket<const N: usize>(digest: &[u8; N]) -> usize {
-    digest.first_chunk::<2>().map_or(0, |first| usize::from(u16::from_be_bytes(*first)))
+    match digest.as_slice() {
+        [first, second, ..] => usize::from(*first) << 8 | usize::from(*second),
+        _ => 0,
+    }
 }
 
 /// Sorts each bucket by digest, then list. Buckets go to threads in groups.

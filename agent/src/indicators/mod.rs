@@ -20,7 +20,7 @@ mod paths;
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io::{self, BufRead as _, Read as _},
 };
 
 use cleanroom_contract::{RuleFile, Sha256};
@@ -206,19 +206,37 @@ fn parse_piece(piece: &[u8], mut header_allowed: bool) -> Parsed {
     let mut rest = piece;
     while !rest.is_empty() && parsed.error.is_none() {
         parsed.lines += 1;
-        // Nearly all lines of a large list are a SHA-256 and nothing else.
-        if let Some((digest, tail)) = line::bare_sha256(rest) {
+        // Nearly all lines of a large list begin with a digest.
+        let simple = if let Some((digest, behind)) = line::leading(rest) {
             parsed.sha256.push(digest);
-            rest = tail;
+            Some(behind)
+        } else if let Some((digest, behind)) = line::leading(rest) {
+            parsed.sha1.push(digest);
+            Some(behind)
+        } else if let Some((digest, behind)) = line::leading(rest) {
+            parsed.md5.push(digest);
+            Some(behind)
+        } else {
+            None
+        };
+        if let Some(behind) = simple {
+            rest = split_line(behind).1;
             header_allowed = false;
             continue;
         }
-        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
-        let (text, tail) = rest.split_at(end);
-        rest = tail.get(1..).unwrap_or_default();
+        let (text, tail) = split_line(rest);
+        rest = tail;
         parse_line(&mut parsed, text.trim_ascii(), &mut header_allowed);
     }
     parsed
+}
+
+/// The first line with its end, and what comes behind it.
+fn split_line(text: &[u8]) -> (&[u8], &[u8]) {
+    let mut tail = text;
+    // Reading memory does not fail.
+    let length = tail.skip_until(b'\n').unwrap_or(text.len());
+    text.split_at_checked(length).unwrap_or((text, &[]))
 }
 
 fn parse_line(parsed: &mut Parsed, text: &[u8], header_allowed: &mut bool) {

@@ -66,14 +66,13 @@ impl PathPatterns {
         };
         let mut sets = Vec::new();
         for group in patterns.chunks(SET) {
-            sets.push(compile(group).or_else(|error| {
+            sets.push(compile(group).map_err(|error| {
                 // The set does not say which of them it is.
-                let culprit =
-                    group.iter().find_map(|p| single(&p.pattern).err().map(|error| (p, error)));
-                Err(culprit.map_or_else(
-                    || IndicatorError::Patterns(error.to_string()),
-                    |(pattern, error)| wrong(pattern, format!("the pattern {error}")),
-                ))
+                let culprit = |p: &PathPattern| single(&p.pattern).err();
+                match group.iter().find_map(|p| culprit(p).map(|error| (p, error))) {
+                    Some((pattern, error)) => wrong(pattern, format!("the pattern {error}")),
+                    None => IndicatorError::Patterns(error.to_string()),
+                }
             })?);
         }
         let false_positive = |pattern: &PathPattern| {

@@ -93,21 +93,18 @@ fn count(tables: &mut [[u32; 256]; TABLES], data: &[u8]) {
     let (blocks, rest) = data.as_chunks::<32>();
     for block in blocks {
         let (words, _) = block.as_chunks::<8>();
-        let words: [u64; 4] =
-            std::array::from_fn(|i| words.get(i).map_or(0, |w| u64::from_le_bytes(*w)));
+        let [one, two, three, four] = words else { continue };
+        let [one, two, three, four] = [one, two, three, four].map(|word| u64::from_le_bytes(*word));
         // Long runs of one byte are common in images and pre-allocated files. On other data the first
         // comparison fails nearly always, which a branch predictor learns.
-        if words[0] == words[1]
-            && words[0] == words[2]
-            && words[0] == words[3]
-            && words[0] == words[0].rotate_left(8)
-        {
+        if one == two && one == three && one == four && one == one.rotate_left(8) {
             let counter = &mut tables[0][usize::from(block[0])];
             *counter = counter.wrapping_add(32);
         } else {
-            for word in words {
-                count_word(tables, word);
-            }
+            count_word(tables, one);
+            count_word(tables, two);
+            count_word(tables, three);
+            count_word(tables, four);
         }
     }
     for byte in rest {

@@ -237,15 +237,15 @@ impl<'a> Image<'a> {
                 push_new(&mut packers, packer.to_owned());
             }
         }
-        let tail = self.bytes.behind(UPX_TAIL);
         let head = self.bytes.up_to(0, UPX_HEAD);
-        // A program that has its sections may well hold UPX's texts as data: upx itself does.
-        let upx = contains(head, b"UPX!")
-            || self.sections.is_empty() && {
-                let tail = self.bytes.up_to(tail, UPX_TAIL);
-                contains(tail, b"UPX!")
-                    || contains(tail, b"$Info: This file is packed with the UPX")
-            };
+        let tail = self.bytes.up_to(self.bytes.behind(UPX_TAIL), UPX_TAIL);
+        // UPX packs what is loaded. A program that has its sections may well hold UPX's texts as data, and
+        // an object that is to become one: upx itself does.
+        let upx = !self.segments.is_empty()
+            && (contains(head, b"UPX!")
+                || self.sections.is_empty()
+                    && (contains(tail, b"UPX!")
+                        || contains(tail, b"$Info: This file is packed with the UPX")));
         if upx {
             push_new(&mut packers, "upx".to_owned());
         }
@@ -408,6 +408,10 @@ mod tests {
         assert_eq!(facts(&marked).unwrap().packers, ["upx"]);
         assert_eq!(facts(&stub).unwrap().packers, ["upx"]);
         assert_eq!(facts(&data).unwrap().packers.len(), 0, "text in a program with sections");
+        let mut object = Sample { object_type: 1, ..Sample::default() }.build();
+        object[0x38] = 0;
+        object[0x100..0x104].copy_from_slice(b"UPX!");
+        assert_eq!(facts(&object).unwrap().packers.len(), 0, "text in an object");
         let named = Sample { section_name: "UPX1", ..Sample::default() }.build();
         assert_eq!(facts(&named).unwrap().packers, ["upx"]);
     }
