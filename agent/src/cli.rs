@@ -161,6 +161,8 @@ pub(crate) enum Rules {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
+    /// List the values that rules see in the external variable `filetype`.
+    Filetypes,
     /// Compile into one pack that loads fast.
     Compile {
         #[arg(required = true, value_name = "PATH")]

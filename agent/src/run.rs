@@ -23,6 +23,7 @@ use crate::{
         verify,
     },
     cli::{Cli, Command, Format, Rules, Seal, Verify},
+    inspect::format,
     protocol::Channel,
     rules,
     supervise::{self, role::Role},
@@ -41,6 +42,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Scan(scan) => scan::scan(&scan),
         Command::Verify(verify) => verify_bundle(&verify),
         Command::Rules(Rules::Check { paths }) => check_rules(&paths),
+        Command::Rules(Rules::Filetypes) => list_filetypes(),
         Command::Rules(Rules::Compile { paths, out, strict }) => {
             compile_rules(&paths, &out, strict)
         }
@@ -150,6 +152,13 @@ fn compile_rules(paths: &[std::path::PathBuf], out: &Path, strict: bool) -> anyh
     let sha256 = rules::source::digest(&pack);
     say(&format!("{} rules from {} files", outcome.rules, outcome.files));
     print(|stdout| writeln!(stdout, "{}@sha256={sha256}", out.display()))?;
+    Ok(0)
+}
+
+fn list_filetypes() -> anyhow::Result<u8> {
+    print(|out| {
+        format::FORMATS.iter().try_for_each(|(name, what)| writeln!(out, "{name:<10} {what}"))
+    })?;
     Ok(0)
 }
 

@@ -204,8 +204,6 @@ fn write_index(path: &Path, places: &[Place]) -> io::Result<()> {
 /// A record read back.
 #[derive(Debug)]
 pub(crate) struct Spooled {
-    /// The volume's ordinal.
-    pub volume: u32,
     pub class: Class,
     /// The JSON line with its newline.
     pub json: Vec<u8>,
@@ -272,7 +270,7 @@ impl Sorted {
         if let Some(next) = segment.next_place()? {
             self.heads.push(Reverse((next, number)));
         }
-        Ok(Some(Spooled { volume: place.volume, class: place.class, json }))
+        Ok(Some(Spooled { class: place.class, json }))
     }
 }
 
@@ -317,10 +315,10 @@ mod tests {
         Line { kind, seq, sub, json: format!("{{\"seq\":{seq},\"sub\":{sub}}}\n").into_bytes() }
     }
 
-    fn drain(mut sorted: Sorted) -> Vec<(u32, Class, String)> {
+    fn drain(mut sorted: Sorted) -> Vec<(Class, String)> {
         let mut all = Vec::new();
         while let Some(record) = sorted.next().unwrap() {
-            all.push((record.volume, record.class, String::from_utf8(record.json).unwrap()));
+            all.push((record.class, String::from_utf8(record.json).unwrap()));
         }
         all
     }
@@ -340,7 +338,7 @@ mod tests {
             expected.sort_unstable();
             let expected: Vec<_> = expected
                 .into_iter()
-                .map(|(volume, seq, sub)| (volume, Class::File, format!("{{\"seq\":{seq},\"sub\":{sub}}}\n")))
+                .map(|(_, seq, sub)| (Class::File, format!("{{\"seq\":{seq},\"sub\":{sub}}}\n")))
                 .collect();
             prop_assert_eq!(drain(spool.finish().unwrap()), expected);
         }
@@ -354,7 +352,7 @@ mod tests {
         for kind in [LineKind::Gap(GapKind::Timeout), high, LineKind::File] {
             spool.append(0, &line(kind, 4, 0)).unwrap();
         }
-        let classes: Vec<_> = drain(spool.finish().unwrap()).into_iter().map(|r| r.1).collect();
+        let classes: Vec<_> = drain(spool.finish().unwrap()).into_iter().map(|r| r.0).collect();
         assert_eq!(classes, [Class::File, Class::Finding(Severity::High), Class::Gap]);
     }
 
@@ -372,6 +370,6 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(torn).unwrap();
         let left = drain(Sorted::open(folder.path()).unwrap());
         assert_eq!(left.len(), 2);
-        assert!(left[0].2.contains("\"seq\":0,") && left[1].2.contains("\"seq\":2,"));
+        assert!(left[0].1.contains("\"seq\":0,") && left[1].1.contains("\"seq\":2,"));
     }
 }

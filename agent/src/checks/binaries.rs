@@ -352,7 +352,6 @@ mod tests {
             volume: "disk.img:p1",
             path: path.as_bytes(),
             mode: 0o755,
-            size: 9,
             format,
             binary,
             entropy: Some(6.1),

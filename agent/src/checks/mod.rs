@@ -24,8 +24,6 @@ pub(crate) struct Subject<'a> {
     pub(crate) path: &'a [u8],
     /// Permission bits.
     pub(crate) mode: u32,
-    /// Bytes.
-    pub(crate) size: u64,
     /// A name of `inspect::format`.
     pub(crate) format: Option<&'a str>,
     /// Facts about an executable.

@@ -132,7 +132,6 @@ mod tests {
         volume: "disk.img:p1",
         path: b"/tmp/x",
         mode: 0o755,
-        size: 100,
         format: None,
         binary: None,
         entropy: None,

@@ -175,11 +175,12 @@ fn named_pack(path: &Path, sha256: cleanroom_contract::Sha256) -> Result<Prepare
     Ok(Prepared { pack: carry(&bytes)?, header, cached: false, cache_note: None })
 }
 
-/// The compile step of [`prepare`] in this process. The compiler takes much memory: a long-lived process
-/// lets a child do it.
+/// The compile step of [`prepare`] in this process, for tests. The compiler takes much memory: a long-lived
+/// process lets a child do it.
 ///
 /// # Errors
 /// As [`compile`], and writing the pack.
+#[cfg(test)]
 pub(crate) fn compile_here(set: &SourceSet, out: &File) -> Result<(), RulesError> {
     compile(set)?
         .write_to(io::BufWriter::new(out))

@@ -227,6 +227,9 @@ fn prepare_rules(args: &Scan) -> anyhow::Result<Option<rules::Prepared>> {
         errors += u64::from(diagnostic.error);
         say(&rules::line_of(diagnostic));
     }
+    if !prepared.cached {
+        say(&format!("compiled {} rules", prepared.header.rules()));
+    }
     if let Some(note) = &prepared.cache_note {
         say(note);
     }

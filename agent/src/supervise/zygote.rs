@@ -24,15 +24,10 @@ use nix::{
 
 use crate::{
     inspect,
-    protocol::{
-        Channel, Filled, FromZygote, Limits, Measures, ProtocolError, ToZygote, read_bounded,
-    },
+    protocol::{Channel, Filled, FromZygote, Limits, Measures, ProtocolError, ToZygote},
     rules::pack::LoadedPack,
     supervise::role,
 };
-
-/// The largest compiled pack: 10,000-rule packs take some 100 MiB.
-const MAX_PACK: u64 = 4 << 30;
 
 /// What can end the zygote, or an inspector forked from it.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +49,8 @@ pub(crate) fn run(mut channel: Channel) -> Result<(), ZygoteError> {
         return Err(ZygoteError::Order);
     };
     let pack = if rules {
-        let mut file = File::from(channel.descriptor()?);
-        let bytes = read_bounded(&mut file, MAX_PACK).map_err(ZygoteError::Rules)?;
-        match LoadedPack::load(&bytes) {
+        let file = File::from(channel.descriptor()?);
+        match LoadedPack::load_file(&file) {
             Ok(pack) => Some(pack),
             Err(error) => {
                 let reason = error_chain(&error);

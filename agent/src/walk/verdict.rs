@@ -54,7 +54,6 @@ impl Judge {
             volume: &record.volume,
             path: &path,
             mode: record.mode,
-            size: record.size,
             format: record.format.as_deref(),
             binary: record.binary.as_deref(),
             entropy: record.entropy,

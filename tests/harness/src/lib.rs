@@ -10,12 +10,14 @@
     reason = "the demo and the self-test are commands for people: what they print is their product"
 )]
 
+pub mod bench;
 pub mod damage;
 pub mod demo;
 pub mod disk;
 pub mod elf;
 pub mod images;
 pub mod kernel;
+mod memory;
 pub mod selftest;
 pub mod tools;
 pub mod tree;

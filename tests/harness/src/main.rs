@@ -1,12 +1,12 @@
-//! `cargo demo` and `cargo selftest`.
+//! `cargo demo`, `cargo selftest` and `cargo bench-agent`.
 #![allow(clippy::print_stderr, reason = "a command for people reports its errors on stderr")]
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cleanroom_harness::{demo, selftest};
+use cleanroom_harness::{bench, demo, selftest};
 
-/// Cleanroom's demo and self-test.
+/// Cleanroom's demo, self-test and benchmark.
 #[derive(Debug, Parser)]
 #[command(name = "cleanroom-harness")]
 struct Cli {
@@ -20,12 +20,15 @@ enum Command {
     Demo,
     /// Run every check and every test.
     Selftest,
+    /// Measure the agent beside other programs.
+    BenchAgent(bench::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo => demo::run(),
         Command::Selftest => selftest::run(),
+        Command::BenchAgent(options) => bench::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

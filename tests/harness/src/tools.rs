@@ -44,6 +44,9 @@ pub const DEMO: &[Tool] = &[
     tool("sfdisk", "fdisk", "writes partition tables"),
 ];
 
+/// What the benchmark compares with.
+pub const SHA256DEEP: Tool = tool("sha256deep", "hashdeep", "hashes trees, to compare with");
+
 /// What the tests need besides [`DEMO`].
 pub const TESTS: &[Tool] = &[
     tool("mkfs.btrfs", "btrfs-progs", "builds btrfs images"),
