@@ -173,6 +173,9 @@ pub(crate) enum Rules {
         /// Fail when a rule file does not compile.
         #[arg(long)]
         strict: bool,
+        /// The scan that this runs for, and ends with.
+        #[arg(long, value_name = "PID", hide = true)]
+        parent: Option<u32>,
     },
 }
 

@@ -13,7 +13,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cleanroom_contract::{Report, RunState, Timestamp, printable};
+use cleanroom_contract::{
+    Gap, GapKind, Report, RunState, Timestamp, VersionOne, VolumeState, printable,
+};
 
 use crate::{
     bundle::{
@@ -43,8 +45,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Verify(verify) => verify_bundle(&verify),
         Command::Rules(Rules::Check { paths }) => check_rules(&paths),
         Command::Rules(Rules::Filetypes) => list_filetypes(),
-        Command::Rules(Rules::Compile { paths, out, strict }) => {
-            compile_rules(&paths, &out, strict)
+        Command::Rules(Rules::Compile { paths, out, strict, parent }) => {
+            compile_rules(&paths, (&out, strict), parent)
         }
         Command::Seal(seal) => seal_left_over(&seal),
         Command::Role { role, parent } => play(role, parent),
@@ -61,9 +63,13 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
 /// Prints an error with its causes, and what to do where we know it.
 fn complain(error: &anyhow::Error) {
     let mut err = io::stderr().lock();
+    let hint = error.downcast_ref::<Hint>().map(|Hint(hint)| hint.as_str());
+    let causes =
+        error.chain().map(ToString::to_string).filter(|cause| Some(cause.as_str()) != hint);
+    let causes: Vec<_> = causes.collect();
     // With stderr gone there is nobody to tell.
-    drop(writeln!(err, "error: {}", printable(&format!("{error:#}"))));
-    if let Some(Hint(hint)) = error.downcast_ref::<Hint>() {
+    drop(writeln!(err, "error: {}", printable(&causes.join(": "))));
+    if let Some(hint) = hint {
         drop(writeln!(err, "hint: {hint}"));
     }
 }
@@ -127,7 +133,9 @@ fn verify_bundle(args: &Verify) -> anyhow::Result<u8> {
 }
 
 fn check_rules(paths: &[std::path::PathBuf]) -> anyhow::Result<u8> {
-    let outcome = rules::check(paths, &mut io::stdout().lock())?;
+    let mut diagnostics = Vec::new();
+    let outcome = rules::check(paths, &mut diagnostics)?;
+    print(|stdout| stdout.write_all(&diagnostics))?;
     say(&format!(
         "{} files, {} rules, {} errors, {} warnings",
         outcome.files, outcome.rules, outcome.errors, outcome.warnings
@@ -135,8 +143,15 @@ fn check_rules(paths: &[std::path::PathBuf]) -> anyhow::Result<u8> {
     Ok(if outcome.errors > 0 { FAILED } else { 0 })
 }
 
-fn compile_rules(paths: &[std::path::PathBuf], out: &Path, strict: bool) -> anyhow::Result<u8> {
+fn compile_rules(
+    paths: &[std::path::PathBuf],
+    (out, strict): (&Path, bool),
+    parent: Option<u32>,
+) -> anyhow::Result<u8> {
     // The scan runs this command for itself and takes the pack from standard output.
+    if parent.is_some() {
+        supervise::role::enter("compiler", parent).context("compiler")?;
+    }
     let mut pack: Vec<u8> = Vec::new();
     let outcome = rules::compile_to(paths, &mut pack, strict, &mut io::stderr().lock())?;
     if out == Path::new("-") {
@@ -162,6 +177,24 @@ fn list_filetypes() -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// The gap of a scan that never came to its end.
+fn cut_short(report: &Report) -> Gap {
+    let at = report.volumes.iter().find(|volume| volume.state == VolumeState::Incomplete);
+    let place = at.map_or("between two volumes".to_owned(), |at| format!("in {}", at.volume));
+    Gap {
+        v: VersionOne,
+        kind: GapKind::Interrupted,
+        volume: at.map(|at| at.volume.clone()),
+        path: None,
+        reason: format!(
+            "the scan was cut short {place}: files that were in hand and everything behind them were not \
+             examined"
+        ),
+        advice: Some("scan again".to_owned()),
+        count: 1,
+    }
+}
+
 /// Seals what a killed scan has left in its spool.
 fn seal_left_over(args: &Seal) -> anyhow::Result<u8> {
     let spool = args.bundle.join(SPOOL);
@@ -175,7 +208,8 @@ fn seal_left_over(args: &Seal) -> anyhow::Result<u8> {
     }
     report.run.ended = now();
     let key = args.sign_key.as_deref().map(SigningKey::load).transpose()?;
-    let records = Sorted::open(&spool).context("read the unfinished scan's records")?;
+    let mut records = Sorted::open(&spool).context("read the unfinished scan's records")?;
+    records.push_last(walk::gap_line(&cut_short(&report), u64::MAX, u32::MAX).json);
     let report = seal::seal(&args.bundle, records, report, key.as_ref())?;
     say(&format!("sealed {} entries into {shown}", report.summary.entries));
     Ok(GAPS)

@@ -108,3 +108,79 @@ fn records<T>(lines: &[u8], only: impl Fn(Record) -> Option<T>) -> Vec<T> {
         })
         .collect()
 }
+
+/// Whether we are root; where not, says what stays untested.
+#[expect(clippy::print_stderr, reason = "a test that tests nothing must say so")]
+pub(crate) fn is_root_for(what: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("not tested without root: {what}");
+    }
+    root
+}
+
+/// Scans like [`scan`], with the agent started by another program: `unshare --mount` for instance.
+pub(crate) fn scan_through<S: AsRef<OsStr>>(work: &Path, prefix: &[&str], args: &[S]) -> Scan {
+    let out = tempfile::Builder::new().prefix("bundle-").tempdir_in(work).unwrap().keep();
+    let (program, words) = prefix.split_first().unwrap();
+    let mut command = Command::new(program);
+    command.args(words).arg(env!("CARGO_BIN_EXE_cleanroom-agent"));
+    command.env("XDG_CACHE_HOME", work.join("cache"));
+    let output = command.arg("scan").args(args).arg("--out").arg(&out).output().unwrap();
+    read(&out, &output)
+}
+
+/// The user that [`scan_as_nobody`] is, where we are root.
+pub(crate) const NOBODY: u32 = 65_534;
+
+/// Scans like [`scan`], as a user without any privilege: ourselves where we are not root, else
+/// [`NOBODY`], for whom `work` is opened and the agent copied into it.
+pub(crate) fn scan_as_nobody<S: AsRef<OsStr>>(work: &Path, args: &[S]) -> Scan {
+    let out = tempfile::Builder::new().prefix("bundle-").tempdir_in(work).unwrap().keep();
+    let output = nobody(work, &out).arg("scan").args(args).arg("--out").arg(&out).output().unwrap();
+    read(&out, &output)
+}
+
+/// The agent as a user without any privilege, who may write into `out`.
+pub(crate) fn nobody(work: &Path, out: &Path) -> Command {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    if !nix::unistd::geteuid().is_root() {
+        return agent(&work.join("cache"));
+    }
+    // The build folder may lie below a home that others cannot enter.
+    let copy = work.join("cleanroom-agent");
+    if !copy.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_cleanroom-agent"), &copy).unwrap();
+    }
+    fs::set_permissions(work, fs::Permissions::from_mode(0o755)).unwrap();
+    chown(out, Some(NOBODY), Some(NOBODY)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(copy);
+    command.env("XDG_CACHE_HOME", out.join("no-cache"));
+    command
+}
+
+/// SHA-256 of a file's bytes, by the system's own program.
+pub(crate) fn sha256sum(path: &Path) -> String {
+    digest_by("sha256sum", path)
+}
+
+/// The first word that `program` prints of a file: its digest.
+pub(crate) fn digest_by(program: &str, path: &Path) -> String {
+    let file = fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let output = Command::new(program).stdin(file).output().unwrap();
+    assert!(output.status.success(), "{program} {}", path.display());
+    String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
+/// Waits until something is so; panics after half a minute, long past any machine's hiccup.
+#[expect(clippy::disallowed_methods, reason = "tests have no runtime that sleeping could block")]
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..30_000 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("still not so after 30 s: {what}");
+}

@@ -35,6 +35,8 @@ struct BodyPath<'a> {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(crate) struct BodyEntry<'a> {
     #[serde(borrow)]
+    volume: Cow<'a, str>,
+    #[serde(borrow)]
     path: Cow<'a, str>,
     #[serde(borrow, default)]
     path_bytes: Option<Text<'a>>,
@@ -80,9 +82,10 @@ pub(crate) fn from_line(line: &[u8]) -> serde_json::Result<BodyEntry<'_>> {
     serde_json::from_slice(line)
 }
 
-/// Appends the record's line, with its newline. A birth time that the file system does not keep is 0,
+/// Appends the record's line, with its newline. `with_volume` puts the volume's name and a colon before
+/// the path, as a timeline of several volumes needs. A birth time that the file system does not keep is 0,
 /// and an MD5 that was not computed too, as `fls` writes them; times before 1970 are negative.
-pub(crate) fn write_line(record: &BodyEntry<'_>, out: &mut Vec<u8>) {
+pub(crate) fn write_line(record: &BodyEntry<'_>, with_volume: bool, out: &mut Vec<u8>) {
     match &record.md5 {
         Some(Text(md5)) if md5.len() == 32 && md5.bytes().all(|b| b.is_ascii_hexdigit()) => {
             out.extend_from_slice(md5.as_bytes());
@@ -90,6 +93,10 @@ pub(crate) fn write_line(record: &BodyEntry<'_>, out: &mut Vec<u8>) {
         _ => out.push(b'0'),
     }
     out.push(b'|');
+    if with_volume {
+        push_text(&record.volume, out);
+        out.push(b':');
+    }
     push_name(&record.path, record.path_bytes.as_ref(), out);
     if let Some(target) = &record.target {
         out.extend_from_slice(b" -> ");
@@ -270,7 +277,7 @@ mod tests {
     fn line(record: &FileRecord) -> String {
         let json = serde_json::to_vec(&Record::File(Box::new(record.clone()))).unwrap();
         let mut out = Vec::new();
-        write_line(&from_line(&json).unwrap(), &mut out);
+        write_line(&from_line(&json).unwrap(), false, &mut out);
         String::from_utf8(out).unwrap()
     }
 

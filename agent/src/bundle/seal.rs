@@ -65,7 +65,7 @@ pub(crate) fn seal(
     if fs::exists(folder.join(sums::SUMS)).map_err(SealError::Spool)? {
         return Err(SealError::Sealed);
     }
-    let counts = write_records(folder, records)?;
+    let counts = write_records(folder, records, report.volumes.len() > 1)?;
     counts.into_report(&mut report);
     let names = ["findings.jsonl", "files.jsonl.zst", "gaps.jsonl", "timeline.body"];
     let opened = super::folder::Folder::open(folder).map_err(SealError::Spool)?;
@@ -76,8 +76,14 @@ pub(crate) fn seal(
         folder,
         &["report.json", "report.html", names[0], names[1], names[2], names[3]],
     )?;
-    if let Some(key) = key {
-        key.sign_sums(folder)?;
+    if let Some(key) = key
+        && let Err(error) = key.sign_sums(folder)
+    {
+        // Without what was asked for it is not sealed, and can be sealed again.
+        for name in [sums::SUMS, sums::SUMS_SIGNATURE] {
+            drop(fs::remove_file(folder.join(name)));
+        }
+        return Err(error.into());
     }
     // What is sealed does not need it; a spool that stays behind is named by `verify`.
     drop(fs::remove_dir_all(folder.join(SPOOL)));
@@ -196,11 +202,17 @@ struct Writers {
     findings: BufWriter<File>,
     gaps: BufWriter<File>,
     batch: Vec<Vec<u8>>,
+    /// Whether the timeline's paths name their volume.
+    with_volume: bool,
     counts: Counts,
 }
 
 /// One pass over all records.
-fn write_records(folder: &Path, mut records: Sorted) -> Result<Counts, SealError> {
+fn write_records(
+    folder: &Path,
+    mut records: Sorted,
+    with_volume: bool,
+) -> Result<Counts, SealError> {
     let write = |name| move |source| SealError::Write { name, source };
     let files = File::create(folder.join("files.jsonl.zst")).map_err(write("files.jsonl.zst"))?;
     let mut writers = Writers {
@@ -209,6 +221,7 @@ fn write_records(folder: &Path, mut records: Sorted) -> Result<Counts, SealError
         findings: create(folder, "findings.jsonl")?,
         gaps: create(folder, "gaps.jsonl")?,
         batch: Vec::new(),
+        with_volume,
         counts: Counts::default(),
     };
     while let Some(record) = records.next().map_err(SealError::Spool)? {
@@ -245,7 +258,7 @@ impl Writers {
         let parts: Vec<_> = self
             .batch
             .par_chunks(chunk)
-            .map(timeline_of)
+            .map(|records| timeline_of(records, self.with_volume))
             .collect::<Result<_, serde_json::Error>>()
             .map_err(SealError::Record)?;
         for (lines, tally) in parts {
@@ -272,12 +285,12 @@ struct Tally {
 }
 
 /// The timeline lines of some file records.
-fn timeline_of(records: &[Vec<u8>]) -> serde_json::Result<(Vec<u8>, Tally)> {
+fn timeline_of(records: &[Vec<u8>], with_volume: bool) -> serde_json::Result<(Vec<u8>, Tally)> {
     let mut lines = Vec::new();
     let mut tally = Tally::default();
     for record in records {
         let entry = bodyfile::from_line(record)?;
-        bodyfile::write_line(&entry, &mut lines);
+        bodyfile::write_line(&entry, with_volume, &mut lines);
         if entry.kind != EntryKind::File {
             continue;
         }

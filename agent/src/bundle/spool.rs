@@ -193,12 +193,15 @@ fn new_file(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).open(path)
 }
 
+/// Writes an index, whole or not at all: one that a full disk cut off would hide records.
 fn write_index(path: &Path, places: &[Place]) -> io::Result<()> {
-    let mut index = BufWriter::new(File::create(path)?);
+    let new = path.with_extension("index.new");
+    let mut index = BufWriter::new(File::create(&new)?);
     for place in places {
         index.write_all(&place.to_bytes())?;
     }
-    index.flush()
+    index.flush()?;
+    fs::rename(new, path)
 }
 
 /// A record read back.
@@ -215,6 +218,8 @@ pub(crate) struct Spooled {
 pub(crate) struct Sorted {
     segments: Vec<Segment>,
     heads: BinaryHeap<Reverse<(Place, usize)>>,
+    /// A gap that comes after all records.
+    last: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -237,7 +242,7 @@ impl Segment {
 impl Sorted {
     /// Opens a spool that was written here, by this run or by one that was killed.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
-        let mut sorted = Self { segments: Vec::new(), heads: BinaryHeap::new() };
+        let mut sorted = Self { segments: Vec::new(), heads: BinaryHeap::new(), last: None };
         for number in 0.. {
             let records = match File::open(segment_path(folder, number)) {
                 Ok(records) => records,
@@ -258,9 +263,17 @@ impl Sorted {
         Ok(sorted)
     }
 
+    /// Lets a gap, a JSON line with its newline, follow all records.
+    pub(crate) fn push_last(&mut self, gap: Vec<u8>) {
+        self.last = Some(gap);
+    }
+
     /// The next record.
     pub(crate) fn next(&mut self) -> io::Result<Option<Spooled>> {
-        let Some(Reverse((place, number))) = self.heads.pop() else { return Ok(None) };
+        let Some(Reverse((place, number))) = self.heads.pop() else {
+            let last = self.last.take();
+            return Ok(last.map(|json| Spooled { volume: u32::MAX, class: Class::Gap, json }));
+        };
         let segment = &mut self.segments[number];
         if place.length > MAX_RECORD {
             return Err(damaged("record length"));

@@ -84,13 +84,17 @@ pub(crate) fn write_sums(dir: &Path, names: &[&str]) -> Result<Vec<BundleFile>, 
     let folder = Folder::open(dir).map_err(SumsError::Folder)?;
     let files = names.iter().map(|name| seal_file(&folder, name)).collect::<Result<Vec<_>, _>>()?;
     let text: String = files.iter().map(|f| format!("{}  {}\n", f.sha256, f.name)).collect();
-    let write = || {
-        let mut file = folder.create(SUMS)?;
+    let mut file = folder.create(SUMS).map_err(SumsError::Write)?;
+    let mut write = || {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         folder.sync()
     };
-    write().map_err(SumsError::Write)?;
+    if let Err(error) = write() {
+        // Half a list would pass for a bundle that is sealed already.
+        drop(std::fs::remove_file(dir.join(SUMS)));
+        return Err(SumsError::Write(error));
+    }
     Ok(files)
 }
 

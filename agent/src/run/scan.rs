@@ -77,6 +77,7 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
         report.rule_diagnostics.clone_from(&prepared.header.diagnostics);
     }
     let agent = std::thread::spawn(own_digest);
+    fs::create_dir(out.join(SPOOL)).context("begin the spool")?;
     let spool = Spool::create(&out.join(SPOOL)).context("begin the spool")?;
     save_draft(&out, &report)?;
 
@@ -88,6 +89,11 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
     report.run.agent_sha256 = agent.join().ok().flatten();
     let records = match done {
         Ok(spool) => spool.finish().context("close the spool"),
+        Err(error) if report.evidence.is_empty() => {
+            // No evidence was read yet: there is nothing to seal, and the next try finds the folder empty.
+            drop(fs::remove_dir_all(out.join(SPOOL)));
+            return Err(error);
+        }
         Err(error) => Err(error),
     };
     let sealed = records.and_then(|records| Ok(seal::seal(&out, records, report, key.as_ref())?));
@@ -162,7 +168,7 @@ fn open_evidence(paths: &[PathBuf]) -> anyhow::Result<Vec<Given>> {
         .collect()
 }
 
-/// Makes the bundle's folder, and the spool's in it.
+/// Makes the bundle's folder, and sees to it that it is empty and can be written.
 fn prepare_folder(out: &Path, given: &[Given]) -> anyhow::Result<PathBuf> {
     let shown = printable(&out.to_string_lossy());
     let within = |folder: &Path| {
@@ -193,12 +199,14 @@ fn prepare_folder(out: &Path, given: &[Given]) -> anyhow::Result<PathBuf> {
         };
         return Err(anyhow::anyhow!("--out {shown} is not empty").context(Hint(hint)));
     }
-    fs::create_dir(out.join(SPOOL)).with_context(|| format!("write into {shown}"))?;
+    // What fails from here on leaves the folder empty, so that it does not stand in the way of the next try.
+    let probe = out.join(SPOOL);
+    fs::create_dir(&probe)
+        .and_then(|()| fs::remove_dir(&probe))
+        .with_context(|| format!("write into {shown}"))?;
     let stat = rustix::fs::statvfs(out).with_context(|| format!("measure the disk of {shown}"))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < MIN_FREE {
-        // Nothing was written yet; an empty folder must not stand in the way of the next try.
-        drop(fs::remove_dir(out.join(SPOOL)));
         bail!("{free} bytes are free for --out {shown}: a scan needs at least {MIN_FREE}");
     }
     Ok(out.to_owned())
@@ -219,6 +227,7 @@ fn prepare_rules(args: &Scan) -> anyhow::Result<Option<rules::Prepared>> {
     let prepared = rules::prepare(&arguments, cache.as_deref(), &|_, out| {
         let mut compiler = Command::new("/proc/self/exe");
         compiler.args(["rules", "compile", "--out", "-"]);
+        compiler.args(["--parent", &std::process::id().to_string()]);
         compiler.arg("--").args(&args.rules);
         rules::run_compiler(compiler, out)
     })?;
@@ -542,13 +551,19 @@ impl Session<'_> {
             protect_access_times: view.protect_access_times,
         };
         let interrupted = supervisor.signals.received > 0;
+        // A run that is killed meanwhile has said which volume it was at.
+        record.state = VolumeState::Incomplete;
+        self.report.volumes.push(record);
+        save_draft(self.out, &self.report)?;
         let walked = supervisor.walk(order, &view, backing.map(|backing| &backing.0)).await?;
-        record.state = match walked {
+        let state = match walked {
             Walked::Complete => VolumeState::Examined,
             Walked::Incomplete if interrupted => VolumeState::NotExamined,
             Walked::Incomplete => VolumeState::Incomplete,
         };
-        self.report.volumes.push(record);
+        if let Some(record) = self.report.volumes.last_mut() {
+            record.state = state;
+        }
         Ok(())
     }
 

@@ -223,14 +223,15 @@ impl<'w> Supervisor<'w> {
         let marker = rustix::fs::memfd_create("marker", MemfdFlags::CLOEXEC)
             .map_err(|errno| start(errno.into()))?;
         let channel = self.zygote.channel();
-        channel.send(&ToZygote::Fork { slot }, &[inspectors.as_fd(), marker.as_fd()])?;
+        told(channel.send(&ToZygote::Fork { slot }, &[inspectors.as_fd(), marker.as_fd()]))?;
         let generation = self.slots.get_mut(slot as usize).map_or(0, |state| {
             state.generation += 1;
             state.ended = None;
+            state.wanted = false;
             state.generation
         });
         let message = ToWalker::Inspector { slot, generation, ended };
-        Ok(self.walker.channel().send(&message, &[walkers.as_fd(), marker.as_fd()])?)
+        Ok(told(self.walker.channel().send(&message, &[walkers.as_fd(), marker.as_fd()]))?)
     }
 
     /// Asks a probe what lies in the evidence.
@@ -265,9 +266,9 @@ impl<'w> Supervisor<'w> {
         let name = order.volume.clone();
         let mut descriptors = vec![view.root.as_fd()];
         descriptors.extend(backing.map(AsFd::as_fd));
-        self.walker.channel().send(&ToWalker::Walk(order), &descriptors)?;
+        told(self.walker.channel().send(&ToWalker::Walk(order), &descriptors))?;
         if self.signals.received > 0 {
-            self.walker.channel().send(&ToWalker::Stop, &[])?;
+            told(self.walker.channel().send(&ToWalker::Stop, &[]))?;
         }
         let walked = self.until_walked(&name).await;
         let counters = std::mem::take(&mut self.totals.current);
@@ -299,7 +300,7 @@ impl<'w> Supervisor<'w> {
                 Event::Zygote(Ok(Some(message))) => self.heed_zygote(message)?,
                 Event::Zygote(Ok(None) | Err(_)) => self.zygote_lost().await?,
                 Event::Signal if self.signals.received == 1 => {
-                    self.walker.channel().send(&ToWalker::Stop, &[])?;
+                    told(self.walker.channel().send(&ToWalker::Stop, &[]))?;
                 }
                 Event::Signal => return self.walker_lost(volume, "interrupted twice").await,
             }
@@ -324,7 +325,7 @@ impl<'w> Supervisor<'w> {
                     Some(ended) => self.hire(slot, Some(ended)),
                     None => {
                         state.wanted = true;
-                        Ok(self.zygote.channel().send(&ToZygote::Kill { slot }, &[])?)
+                        Ok(told(self.zygote.channel().send(&ToZygote::Kill { slot }, &[]))?)
                     }
                 }
             }
@@ -337,6 +338,8 @@ impl<'w> Supervisor<'w> {
             FromZygote::Forked { slot, pid } => {
                 if let Some(state) = self.slots.get_mut(slot as usize) {
                     state.pid = Some(pid);
+                    // What ended before it began was another.
+                    state.ended = None;
                 }
             }
             FromZygote::Exited { slot, pid, how } => {
@@ -406,6 +409,19 @@ impl<'w> Supervisor<'w> {
         self.walker.end().await;
         self.zygote.end().await;
         (self.spool, self.totals, self.indicators)
+    }
+}
+
+/// A role that cannot be told has died. Receiving from it says so, and there the loss is dealt with.
+fn told(sent: Result<(), ProtocolError>) -> Result<(), ProtocolError> {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    match sent {
+        Err(ProtocolError::Socket { source, .. })
+            if matches!(source.kind(), BrokenPipe | ConnectionReset) =>
+        {
+            Ok(())
+        }
+        sent => sent,
     }
 }
 

@@ -1,0 +1,2 @@
+//! Evidence that is damaged, hostile, locked, or none at all.
+use super::*;
