@@ -272,7 +272,7 @@ impl Sorted {
     pub(crate) fn next(&mut self) -> io::Result<Option<Spooled>> {
         let Some(Reverse((place, number))) = self.heads.pop() else {
             let last = self.last.take();
-            return Ok(last.map(|json| Spooled { volume: u32::MAX, class: Class::Gap, json }));
+            return Ok(last.map(|json| Spooled { class: Class::Gap, json }));
         };
         let segment = &mut self.segments[number];
         if place.length > MAX_RECORD {
