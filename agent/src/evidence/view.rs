@@ -57,6 +57,11 @@ impl ViewError {
                 Some("this kernel has no driver for it: scan it on a machine that does".into())
             }
             Some(nix::libc::ENOENT) => Some("this machine offers no loop devices".into()),
+            _ if matches!(self, Self::Mount { .. }) => Some(
+                "the kernel's log (dmesg) may say more: check a copy with the file system's own tools, \
+                 mend that copy or extract its files, and scan them"
+                    .into(),
+            ),
             _ => None,
         }
     }
@@ -90,8 +95,6 @@ impl Evidence {
         let file = open(noatime).or_else(|_| open(nix::libc::O_NONBLOCK)).map_err(failed)?;
         if kind.is_block_device() {
             let size = sys::device_size(file.as_fd()).map_err(failed)?;
-            // Only root may, and a device of our own is read-only already by how it is opened.
-            drop(sys::set_read_only(file.as_fd()));
             return Ok(Self::Device(file, size));
         }
         Ok(Self::Image(file, metadata.len()))

@@ -5,7 +5,7 @@
 //! started scan without a bundle, or at least a spool and the words how to seal it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io,
     os::fd::{AsFd as _, OwnedFd},
@@ -151,7 +151,7 @@ fn show(args: &Scan, out: &Path, report: &Report) -> anyhow::Result<()> {
 
 /// Opens everything that was given, before anything is read.
 fn open_evidence(paths: &[PathBuf]) -> anyhow::Result<Vec<Given>> {
-    let mut seen: HashMap<String, u32> = HashMap::new();
+    let mut taken: HashSet<String> = HashSet::new();
     paths
         .iter()
         .map(|path| {
@@ -160,9 +160,13 @@ fn open_evidence(paths: &[PathBuf]) -> anyhow::Result<Vec<Given>> {
             let full = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
             let base = full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned();
             let base = printable(&base);
-            let count = seen.entry(base.clone()).or_default();
-            *count += 1;
-            let name = if *count == 1 { base } else { format!("{base}#{count}") };
+            // Evidence may itself be called `x#2`.
+            let mut name = base.clone();
+            let mut count = 1;
+            while !taken.insert(name.clone()) {
+                count += 1;
+                name = format!("{base}#{count}");
+            }
             Ok(Given { name, path: path.clone(), evidence })
         })
         .collect()
