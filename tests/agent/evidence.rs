@@ -237,16 +237,18 @@ fn a_disk_of_4096_byte_sectors_is_examined() {
         return;
     }
     let (content, work) = (content("4k"), tempfile::tempdir().unwrap());
-    let ext4 = Image::new(work.path(), "a", 16 * MIB).ext(Ext::Ext4, content.path()).unwrap();
+    // Of small file systems, only btrfs has blocks as large as these sectors.
+    let uuid = "c1ea0000-0000-4000-8000-0000000e0005";
+    let part = Image::new(work.path(), "a", BTRFS_MIN).uuid(uuid).btrfs(content.path()).unwrap();
     let path = work.path().join("disk.img");
-    fs::File::create(&path).unwrap().set_len(24 * MIB).unwrap();
+    fs::File::create(&path).unwrap().set_len(BTRFS_MIN + 8 * MIB).unwrap();
     // Only a device has a sector size that sfdisk believes.
     let device = LoopDevice::attach(&path, &["--sector-size", "4096"]);
     let script = r#"echo 'label: gpt
-        start=256, size=4096' | sfdisk --quiet --no-reread --no-tell-kernel "$1"
-        dd if="$2" of="$1" bs=1M seek=1 conv=fsync status=none"#;
+        start=256, size=32768' | sfdisk --quiet --no-reread --no-tell-kernel "$1"
+        dd if="$2" of="$1" bs=1M seek=1 conv=sparse,fsync status=none"#;
     let mut shell = Command::new("sh");
-    shell.args(["-euc", script, "sh"]).arg(&device.path).arg(&ext4);
+    shell.args(["-euc", script, "sh"]).arg(&device.path).arg(&part);
     assert!(shell.status().unwrap().success());
     drop(device);
     let scan = scan(work.path(), &[&path]);
@@ -391,6 +393,11 @@ impl LoopDevice {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Self { path: String::from_utf8(output.stdout).unwrap().trim_end().into() }
     }
+
+    fn is_read_only(&self) -> bool {
+        let output = Command::new("blockdev").arg("--getro").arg(&self.path).output().unwrap();
+        output.stdout == b"1\n"
+    }
 }
 
 impl Drop for LoopDevice {
@@ -411,7 +418,9 @@ fn a_block_device_is_examined() {
     let part = Image::new(work.path(), "part", 8 * MIB).ext(Ext::Ext4, two.path()).unwrap();
     let disk = work.path().join("disk");
     disk::gpt(&disk, &[(&part, GPT_LINUX)]).unwrap();
-    let devices = [&bare, &disk].map(|image| LoopDevice::attach(image, &["--read-only"]));
+    // The second could be written to.
+    let options: [&[&str]; 2] = [&["--read-only"], &[]];
+    let devices = [0, 1].map(|i| LoopDevice::attach([&bare, &disk][i], options[i]));
     let witnesses = [&devices[0].path, &devices[1].path].map(|path| Witness::of(path));
     let scan = scan(work.path(), &[&devices[0].path, &devices[1].path]);
     let names = [&devices[0].path, &devices[1].path]
@@ -421,5 +430,7 @@ fn a_block_device_is_examined() {
     assert_eq!(scan.status, 0, "{:?}", scan.gaps);
     assert_eq!(scan.report.evidence[0].kind, "device");
     assert_eq!(scan.report.evidence[0].size, Some(8 * MIB));
+    let read_only = devices.each_ref().map(|device| device.is_read_only());
+    assert_eq!(read_only, [true, false], "devices are as they were given to us");
     witnesses.iter().for_each(Witness::testify);
 }
