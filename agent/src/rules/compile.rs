@@ -24,7 +24,8 @@ use super::{
     syntax::LineIndex,
 };
 
-/// Most errors that are kept, and most warnings. One more diagnostic says how many were left out.
+/// Most errors that are kept, and most warnings. One more diagnostic
+/// says that there are others.
 const MAX_DIAGNOSTICS: usize = 10_000;
 
 /// Longest message kept, in characters.
@@ -102,7 +103,7 @@ fn add_sources(
     missing: &HashSet<String>,
 ) -> Result<(Compiler<'static>, Vec<RuleDiagnostic>), RulesError> {
     let mut compiler = Compiler::new();
-    compiler.relaxed_re_syntax(true).enable_includes(false).max_warnings(MAX_DIAGNOSTICS);
+    compiler.relaxed_re_syntax(true).enable_includes(false).max_warnings(MAX_DIAGNOSTICS + 1);
     for name in VARIABLES {
         compiler
             .define_global(name, "")
@@ -128,18 +129,9 @@ fn add_sources(
         }
     }
     if kept.is_none() {
-        diagnostics
-            .extend(compiler.errors().iter().take(MAX_DIAGNOSTICS).map(|e| diagnostic(e, true)));
-        let left_out = compiler.errors().len().saturating_sub(MAX_DIAGNOSTICS);
-        if left_out > 0 {
-            diagnostics.push(RuleDiagnostic {
-                path: "(all)".to_owned(),
-                line: 1,
-                column: 1,
-                message: format!("{left_out} more errors"),
-                error: true,
-            });
-        }
+        diagnostics.extend(
+            compiler.errors().iter().take(MAX_DIAGNOSTICS + 1).map(|e| diagnostic(e, true)),
+        );
         diagnostics.extend(compiler.warnings().iter().filter_map(|warning| match warning {
             // Told by `dropped`, which a comment in the source cannot silence.
             yara_x::warnings::Warning::IgnoredRule(_) => None,
@@ -204,15 +196,15 @@ fn bounded(diagnostics: Vec<RuleDiagnostic>) -> Vec<RuleDiagnostic> {
     let (errors, warnings): (Vec<_>, Vec<_>) = diagnostics.into_iter().partition(|d| d.error);
     let mut kept: Vec<RuleDiagnostic> = Vec::new();
     for (kind, error) in [(errors, true), (warnings, false)] {
-        let left_out = kind.len().saturating_sub(MAX_DIAGNOSTICS);
+        let more = kind.len() > MAX_DIAGNOSTICS;
         kept.extend(kind.into_iter().take(MAX_DIAGNOSTICS));
-        if left_out > 0 {
+        if more {
             let what = if error { "errors" } else { "warnings" };
             kept.push(RuleDiagnostic {
                 path: "(all)".to_owned(),
                 line: 1,
                 column: 1,
-                message: format!("{left_out} more {what}"),
+                message: format!("further {what} are not listed"),
                 error,
             });
         }

@@ -68,7 +68,7 @@ fn a_rule_that_needs_a_missing_module_is_reported_and_the_others_match() {
     let pack = compile(&source::read(&[fixture("missing-module.yar")]).unwrap()).unwrap();
     assert_eq!(
         places(&pack, "missing-module.yar"),
-        [(1, 1, false), (3, 1, true), (5, 9, false), (9, 1, true)]
+        [(1, 1, false), (3, 1, true), (6, 9, false), (9, 1, true)]
     );
     assert_eq!(matching(&pack, b"fixture-marker"), ["needs_nothing"]);
 }
@@ -90,7 +90,8 @@ fn the_part_before_an_include_is_visible_in_it_and_lines_stay() {
     set.sources[0].text.includes.push(Include { span: 27..38, text: Some(inner) });
     let pack = compile(&set).unwrap();
     assert_eq!(matching(&pack, b""), ["a", "b", "c"]);
-    assert_eq!(places(&pack, "a.yar"), [(3, 21, true)]);
+    let errors: Vec<_> = places(&pack, "a.yar").into_iter().filter(|place| place.2).collect();
+    assert_eq!(errors, [(3, 21, true)]);
 }
 
 #[test]
@@ -147,7 +148,7 @@ fn messages_are_printable_and_bounded_in_number() {
     };
     let kept = bounded(vec![diagnostic; MAX_DIAGNOSTICS + 5]);
     assert_eq!(kept.len(), MAX_DIAGNOSTICS + 1);
-    assert!(kept.iter().any(|d| d.message == "5 more errors"));
+    assert!(kept.iter().any(|d| d.message == "further errors are not listed"));
 }
 
 #[test]

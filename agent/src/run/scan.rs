@@ -47,6 +47,8 @@ const IN_MEMORY: u64 = 256 << 20;
 const MAX_HOLE_BYTES: u64 = 64 << 30;
 /// Directories deeper than this are not entered.
 const DEPTH: u32 = 10_000;
+/// Errors in rules that are told one by one.
+const TOLD: usize = 50;
 /// The free space below which a scan does not begin.
 const MIN_FREE: u64 = 32 << 20;
 
@@ -235,10 +237,17 @@ fn prepare_rules(args: &Scan) -> anyhow::Result<Option<rules::Prepared>> {
         compiler.arg("--").args(&args.rules);
         rules::run_compiler(compiler, out)
     })?;
-    let mut errors = 0;
-    for diagnostic in &prepared.header.diagnostics {
-        errors += u64::from(diagnostic.error);
-        say(&rules::line_of(diagnostic));
+    let (errors, warnings): (Vec<_>, Vec<_>) =
+        prepared.header.diagnostics.iter().partition(|diagnostic| diagnostic.error);
+    for error in errors.iter().take(TOLD) {
+        say(&rules::line_of(error));
+    }
+    let more = errors.len().saturating_sub(TOLD);
+    if more > 0 || !warnings.is_empty() {
+        let warnings = warnings.len();
+        say(&format!(
+            "rules: {more} more errors and {warnings} warnings; `cleanroom-agent rules check` shows them"
+        ));
     }
     if !prepared.cached {
         say(&format!("compiled {} rules", prepared.header.rules()));
@@ -246,8 +255,8 @@ fn prepare_rules(args: &Scan) -> anyhow::Result<Option<rules::Prepared>> {
     if let Some(note) = &prepared.cache_note {
         say(note);
     }
-    if args.strict && errors > 0 {
-        bail!("{errors} errors in the rules, and --strict was given");
+    if args.strict && !errors.is_empty() {
+        bail!("{} errors in the rules, and --strict was given", errors.len());
     }
     Ok(Some(prepared))
 }

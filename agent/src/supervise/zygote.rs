@@ -82,11 +82,15 @@ pub(crate) fn run(mut channel: Channel) -> Result<(), ZygoteError> {
             while signals.read_signal()?.is_some() {}
             match children.reap(&mut channel) {
                 // The supervisor has ended, and so do we.
-                Err(ZygoteError::Protocol(ProtocolError::Socket { .. })) => return Ok(()),
+                Err(ZygoteError::Protocol(ProtocolError::Socket { .. })) => {
+                    children.end();
+                    return Ok(());
+                }
                 reaped => reaped?,
             }
         }
         if has_message && channel.fill(false)? == Filled::Closed {
+            children.end();
             return Ok(());
         }
         while let Some(message) = channel.next()? {
@@ -157,6 +161,14 @@ impl Children {
         for pid in self.slots.iter().filter(|(_, s)| **s == slot).map(|(pid, _)| *pid) {
             // It may have ended by itself; its end is reported all the same.
             let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Kills what still runs, and waits until it has ended: nothing outlives the run.
+    fn end(&self) {
+        for pid in self.slots.keys() {
+            let _ = kill(*pid, Signal::SIGKILL);
+            let _ = waitpid(*pid, None);
         }
     }
 
