@@ -37,9 +37,10 @@ pub(crate) fn write_summary(
     out: &mut impl Write,
 ) -> io::Result<()> {
     let mut page = Page { out, colour, width: width.max(NARROWEST) };
-    page.verdict(report)?;
     page.findings(report)?;
     page.gaps(report)?;
+    // Last, where the eye is when the prompt comes back.
+    page.verdict(report)?;
     page.coverage(report)?;
     let bundle = printable(&bundle.to_string_lossy());
     writeln!(page.out, "Bundle    {bundle}")?;

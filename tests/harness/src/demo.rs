@@ -63,6 +63,8 @@ pub fn run() -> Result<()> {
     scan.arg("--rules").arg(fixtures.join("rules/demo.yar"));
     scan.arg("--indicators").arg(fixtures.join("indicators"));
     scan.arg("--out").arg(&out).args(["--case", "DEMO-1", "--examiner", "demo"]);
+    // A demonstration is for people, in a pipe too.
+    scan.args(["--format", "human"]);
     match status(&mut scan)? {
         0 => println!("The scan is complete."),
         COMPLETE_WITH_GAPS => println!("The scan is complete; its gaps say what was not examined."),
@@ -71,7 +73,8 @@ pub fn run() -> Result<()> {
 
     let bundle = bundle_in(&out)?;
     step("Verifying the bundle: every file against its sum");
-    let verdict = status(Command::new(&agent).arg("verify").arg(&bundle))?;
+    let verdict =
+        status(Command::new(&agent).arg("verify").arg(&bundle).args(["--format", "human"]))?;
     ensure!(verdict == 0, "the agent's verify ended with status {verdict}");
 
     step("Done");
