@@ -8,6 +8,7 @@ mod scan;
 use std::{
     fs::File,
     io::{self, IsTerminal as _, Write as _},
+    os::fd::AsFd as _,
     path::Path,
     process::ExitCode,
 };
@@ -148,9 +149,13 @@ fn compile_rules(
     (out, strict): (&Path, bool),
     parent: Option<u32>,
 ) -> anyhow::Result<u8> {
-    // The scan runs this command for itself and takes the pack from standard output.
+    // The scan runs this command for itself and takes the pack from standard output: also one without
+    // any rule, for what it says of why.
     if parent.is_some() {
         supervise::role::enter("compiler", parent).context("compiler")?;
+        let stdout = io::stdout().as_fd().try_clone_to_owned().context("compiler")?;
+        rules::compile_here(&rules::source::read(paths)?, &File::from(stdout))?;
+        return Ok(0);
     }
     let mut pack: Vec<u8> = Vec::new();
     let outcome = rules::compile_to(paths, &mut pack, strict, &mut io::stderr().lock())?;

@@ -180,7 +180,6 @@ fn named_pack(path: &Path, sha256: cleanroom_contract::Sha256) -> Result<Prepare
 ///
 /// # Errors
 /// As [`compile`], and writing the pack.
-#[cfg(test)]
 pub(crate) fn compile_here(set: &SourceSet, out: &File) -> Result<(), RulesError> {
     compile(set)?
         .write_to(io::BufWriter::new(out))
