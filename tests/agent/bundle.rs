@@ -271,7 +271,9 @@ fn a_key_that_cannot_sign_is_refused_before_anything_is_read() {
     let out = work.path().join("out");
     for (name, text) in [("missing", None), ("junk", Some("not a key"))] {
         let key = work.path().join(name);
-        text.map(|text| fs::write(&key, text).unwrap());
+        if let Some(text) = text {
+            fs::write(&key, text).unwrap();
+        }
         let mut command = agent(work.path());
         command.arg("scan").arg(work.path()).arg("--out").arg(&out).arg("--sign-key").arg(&key);
         assert_eq!(run(&mut command).0, 1, "{name}");

@@ -212,7 +212,8 @@ fn prepare_folder(out: &Path, given: &[Given]) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("write into {shown}"))?;
     let stat = rustix::fs::statvfs(out).with_context(|| format!("measure the disk of {shown}"))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if free < MIN_FREE {
+    // Some file systems, ramfs for one, do not say how large they are.
+    if stat.f_blocks > 0 && free < MIN_FREE {
         bail!("{free} bytes are free for --out {shown}: a scan needs at least {MIN_FREE}");
     }
     Ok(out.to_owned())

@@ -29,7 +29,7 @@ fn a_folder_that_cannot_be_written_is_found_at_the_start() {
     }
 }
 
-/// What a script in a mount namespace of its own left: statuses and messages by name.
+/// What a script in namespaces of its own, of mounts and processes, left: statuses and messages by name.
 struct Script {
     folder: PathBuf,
 }
@@ -44,7 +44,8 @@ impl Script {
         }
         let script = format!("mount -t tmpfs -o size={size} tmpfs \"$disk\"\n{script}");
         let mut shell = Command::new("unshare");
-        shell.args(["--mount", "--propagation", "private", "sh", "-uc", &script]);
+        shell.args(["--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"]);
+        shell.args(["sh", "-uc", &script]);
         shell.env("disk", &disk).env("log", &log).env("work", work);
         shell.env("agent", env!("CARGO_BIN_EXE_cleanroom-agent"));
         let (status, _, stderr) = run(shell.env("XDG_CACHE_HOME", work.join("cache")));
@@ -75,6 +76,21 @@ fn a_disk_that_is_too_small_is_found_at_the_start() {
     assert_eq!(script.text("left"), "");
 }
 
+#[test]
+fn a_disk_that_does_not_say_its_size_is_taken_as_it_is() {
+    if !is_root_for("an --out on a ramfs") {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    fs::create_dir(work.path().join("evidence")).unwrap();
+    let script = r#"
+        mount -t ramfs ramfs "$disk"
+        $agent scan "$work/evidence" --out "$disk/out" 2>"$log/err"; echo $? >"$log/status"
+    "#;
+    let script = Script::run(work.path(), "16m", script);
+    assert_eq!(script.text("status"), "0", "{}", script.text("err"));
+}
+
 /// 600 files of 100 KB of records each: a rule with long metadata matches them all.
 fn talkative_evidence(work: &Path) {
     let evidence = work.join("evidence");
@@ -99,6 +115,10 @@ fn a_disk_that_fills_up_loses_nothing_that_was_written() {
     let script = r#"
         $agent scan "$work/evidence" --rules "$work/rules.yar" --out "$disk/out" 2>"$log/err"
         echo $? >"$log/status"
+        for try in $(seq 100); do
+            cat /proc/[0-9]*/comm | grep ^cr- >"$log/left" || break
+            sleep 0.1
+        done
         stat -c %s "$disk/out/.spool/000000.records" >"$log/size"
         $agent seal "$disk/out" 2>"$log/full-err"; echo $? >"$log/full-status"
         mount -o remount,size=400m "$disk"
@@ -112,6 +132,7 @@ fn a_disk_that_fills_up_loses_nothing_that_was_written() {
     assert!(said.contains("No space left on device"), "{said}");
     let hint = said.lines().find(|line| line.starts_with("hint: ")).unwrap_or_default();
     assert!(hint.contains("cleanroom-agent seal"), "{said}");
+    assert_eq!(script.text("left"), "", "processes outlived the scan");
     // Still full: sealing fails, and spoils nothing for the next try.
     assert_eq!(script.text("full-status"), "1", "{}", script.text("full-err"));
     assert_eq!(script.text("seal-status"), "3", "{}", script.text("seal-err"));
