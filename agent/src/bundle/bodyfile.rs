@@ -47,7 +47,7 @@ pub(crate) struct BodyEntry<'a> {
     #[serde(default)]
     sha256: Option<de::IgnoredAny>,
     #[serde(default)]
-    extents: Option<de::IgnoredAny>,
+    extents: Option<BodyExtents>,
     /// What became of the rules.
     pub(crate) scan: ScanState,
     /// The kind of the entry.
@@ -72,6 +72,28 @@ impl BodyEntry<'_> {
     pub(crate) fn is_hashed(&self) -> bool {
         self.sha256.is_some() || self.extents.is_some()
     }
+
+    /// Bytes of content that the digest covers: of a file with too many holes, the data in the extents
+    /// that the record lists.
+    pub(crate) fn hashed_bytes(&self) -> u64 {
+        match &self.extents {
+            Some(listed) => listed.extents.iter().map(|extent| extent.length).sum(),
+            None if self.sha256.is_some() => self.size,
+            None => 0,
+        }
+    }
+}
+
+/// The data of a file with too many holes.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct BodyExtents {
+    extents: Vec<BodyExtent>,
+}
+
+/// One run of it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct BodyExtent {
+    length: u64,
 }
 
 /// Reads a `file` record's JSON line.

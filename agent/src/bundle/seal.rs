@@ -296,7 +296,7 @@ fn timeline_of(records: &[Vec<u8>], with_volume: bool) -> serde_json::Result<(Ve
         }
         tally.files += 1;
         if entry.is_hashed() {
-            tally.bytes += entry.size;
+            tally.bytes = tally.bytes.saturating_add(entry.hashed_bytes());
             let judged =
                 matches!(entry.scan, ScanState::Clean | ScanState::Matched | ScanState::Skipped);
             tally.examined += u64::from(judged);

@@ -25,6 +25,7 @@ use crate::{
     },
     rules::pack::LoadedPack,
 };
+pub(crate) use content::current_size;
 use content::{Blocks, Digests, READ, ReadError};
 use scan::{RuleScanner, Verdict};
 
@@ -236,7 +237,7 @@ impl Inspector<'_> {
     /// Whether what was read is what was there: the file and the image under it are looked at again.
     fn look_back(&self, job: &Job, file: BorrowedFd<'_>, facts: &mut Facts) {
         if let Some((image, expected)) = &self.backing
-            && content::current_size(image).is_ok_and(|size| size < *expected)
+            && current_size(image).is_ok_and(|size| size < *expected)
         {
             facts.backing_shrank = true;
             let reason = "the image lost bytes while this was read".to_owned();

@@ -13,8 +13,11 @@ use std::{
 
 use cleanroom_contract::{FileRecord, GapKind};
 
-use crate::protocol::{
-    Channel, Facts, Filled, FromInspector, Job, Limits, ProtocolError, ToInspector, read_marker,
+use crate::{
+    inspect::current_size,
+    protocol::{
+        Channel, Facts, Filled, FromInspector, Job, Limits, ProtocolError, ToInspector, read_marker,
+    },
 };
 
 /// A batch closes at this many files…
@@ -135,7 +138,7 @@ impl Crew {
         self.queue.push(BySize(pending));
     }
 
-    /// Gives up everything that waits or is in flight.
+    /// Gives up everything that waits. What is in flight is still answered.
     pub(crate) fn abandon(&mut self) -> Vec<Pending> {
         let mut left: Vec<_> = self.queue.drain().map(|by_size| by_size.0).collect();
         left.extend(self.again.drain(..));
@@ -162,6 +165,13 @@ impl Crew {
                 drop(announce(channel, self.backing.as_ref()));
             }
         }
+    }
+
+    /// True where the image under the current volume is smaller than it was.
+    pub(crate) fn backing_shrank(&self) -> bool {
+        self.backing
+            .as_ref()
+            .is_some_and(|(image, expected)| current_size(image).is_ok_and(|size| size < *expected))
     }
 
     /// Puts a new inspector into a slot; `ended` says how the one before it ended. Returns what that

@@ -221,6 +221,10 @@ impl Walker {
             self.listen(&mut volume, steps > 0)?;
             self.tick(&mut volume)?;
         }
+        // What was only listed has had no inspector to notice.
+        if volume.complete && self.crew.backing_shrank() {
+            self.backing_shrank(&mut volume);
+        }
         self.close(&mut volume);
         self.send_lines(true)?;
         let (complete, counters) = (volume.complete, volume.counters);
@@ -350,12 +354,7 @@ impl Walker {
             Outcome::Answered(pending, facts) => {
                 volume.counters.bytes += facts.read;
                 if facts.backing_shrank {
-                    volume.complete = false;
-                    volume.walked = true;
-                    for pending in self.crew.abandon() {
-                        let lines = self.judge.unread(pending.record, Vec::new());
-                        self.emit(lines);
-                    }
+                    self.backing_shrank(volume);
                 }
                 if facts.troubles.is_empty() {
                     volume.counters.files_examined += 1;
@@ -410,6 +409,24 @@ impl Walker {
         self.emit(vec![verdict::gap_line(&gap, u64::MAX, 0)]);
     }
 
+    /// Ends the walk of an image that has lost bytes: what is read from now on may be anything.
+    fn backing_shrank(&mut self, volume: &mut Volume<'_>) {
+        volume.walked = true;
+        let left = self.crew.abandon();
+        // Every file in flight tells it once more.
+        if std::mem::take(&mut volume.complete) {
+            let waiting = left.len();
+            let reason = format!(
+                "the image lost bytes during the scan: {waiting} files that were found were not read, \
+                 and an unknown number of entries was not reached"
+            );
+            let mut gap = verdict::gap(GapKind::Evidence, &volume.order.volume, None, reason);
+            gap.advice = Some("find out what changes the image, and scan a whole copy".to_owned());
+            self.emit(vec![verdict::gap_line(&gap, u64::MAX, 500)]);
+        }
+        self.drop_unread(left);
+    }
+
     /// Asks for new inspectors.
     fn replace(&mut self, dead: impl IntoIterator<Item = Casualty>) -> Result<(), WalkError> {
         for Casualty { slot, generation, reason } in dead {
@@ -434,6 +451,13 @@ impl Walker {
                 "{risk} entries belong to others: reading them may have moved their access times"
             );
             let mut gap = verdict::counted(GapKind::AccessTimes, name, reason, risk);
+            gap.advice = Some("scan as root, or scan a disk image".to_owned());
+            gaps.push(gap);
+        }
+        let moved = volume.tree.link_times_moved;
+        if moved > 0 {
+            let reason = format!("reading where they point moved {moved} links' access times");
+            let mut gap = verdict::counted(GapKind::AccessTimes, name, reason, moved);
             gap.advice = Some("scan as root, or scan a disk image".to_owned());
             gaps.push(gap);
         }

@@ -91,8 +91,10 @@ pub(crate) struct Tree {
     path: Vec<u8>,
     depth_limit: u32,
     protect_access_times: bool,
-    /// Opens that moved, or may have moved, an access time.
+    /// Entries whose access times may have moved, since they belong to others.
     pub access_times_at_risk: u64,
+    /// Links whose access times were seen to move: readlink(2) has no flag that would keep them.
+    pub link_times_moved: u64,
     begun: bool,
 }
 
@@ -169,6 +171,7 @@ impl Tree {
             depth_limit,
             protect_access_times,
             access_times_at_risk: 0,
+            link_times_moved: 0,
             begun: false,
         }
     }
@@ -214,11 +217,8 @@ impl Tree {
     /// Records the root and reads its names.
     fn begin(&mut self) -> Result<Step, Errno> {
         let stat = stat_fd(self.root.as_fd())?;
-        let fd = self.open(
-            self.root.try_clone().map_err(|_| Errno::MFILE)?.as_fd(),
-            c".",
-            OFlags::DIRECTORY,
-        )?;
+        let (fd, at_risk) = self.open(self.root.as_fd(), c".", OFlags::DIRECTORY)?;
+        self.access_times_at_risk += u64::from(at_risk);
         let (names, problem) = Listing::read(fd.as_fd());
         let opened =
             rustix::io::fcntl_dupfd_cloexec(&fd, 0).map_or_else(Opened::Failed, Opened::Open);
@@ -257,14 +257,14 @@ impl Tree {
             _ => {
                 let stat = stat.ok_or(Errno::INVAL)?;
                 let target = (kind == FileType::Symlink)
-                    .then(|| rustix::fs::readlinkat(&directory, &name, Vec::new()))
-                    .transpose()?
-                    .map(CString::into_bytes);
+                    .then(|| self.read_link(directory.as_fd(), &name, &stat))
+                    .transpose()?;
                 return Ok(Entry { path: Vec::new(), stat, target, opened: Opened::Never });
             }
         };
         let (stat, opened) = match opened {
-            Ok(fd) => {
+            Ok((fd, at_risk)) => {
+                self.access_times_at_risk += u64::from(at_risk);
                 let stat = stat_fd(fd.as_fd())?;
                 // Between the listing and the opening something else may have taken the name.
                 let same = FileType::from_raw_mode(stat.stx_mode.into()) == kind;
@@ -280,6 +280,22 @@ impl Tree {
             frame.awaiting.push(Reverse([name.as_bytes(), b"/"].concat()));
         }
         Ok(Entry { path: Vec::new(), stat, target: None, opened })
+    }
+
+    /// Where a link points, as stored.
+    fn read_link(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &std::ffi::CStr,
+        before: &Statx,
+    ) -> Result<Vec<u8>, Errno> {
+        let target = rustix::fs::readlinkat(directory, name, Vec::new())?.into_bytes();
+        if self.protect_access_times {
+            let time = |stat: &Statx| (stat.stx_atime.tv_sec, stat.stx_atime.tv_nsec);
+            let after = stat_at(directory, name)?;
+            self.link_times_moved += u64::from(time(&after) != time(before));
+        }
+        Ok(target)
     }
 
     /// Removes a directory that was just recorded from those to be entered.
@@ -300,7 +316,7 @@ impl Tree {
         }
         let opened = CString::new(name).map_err(|_| Errno::INVAL).and_then(|name| {
             let directory = self.current()?;
-            let fd = self.open(directory.as_fd(), &name, OFlags::DIRECTORY)?;
+            let (fd, _) = self.open(directory.as_fd(), &name, OFlags::DIRECTORY)?;
             let stat = stat_fd(fd.as_fd())?;
             Ok((fd, identity(&stat)))
         });
@@ -345,7 +361,7 @@ impl Tree {
                     .and_then(|name| CString::new(name).ok())
                     .ok_or(Errno::INVAL)?;
                 let parent = Rc::clone(self.frames[level].fd.as_ref().ok_or(Errno::BADF)?);
-                let fd = self.open(parent.as_fd(), &name, OFlags::DIRECTORY)?;
+                let (fd, _) = self.open(parent.as_fd(), &name, OFlags::DIRECTORY)?;
                 if identity(&stat_fd(fd.as_fd())?) != self.frames[level + 1].identity {
                     return Err(Errno::STALE);
                 }
@@ -355,13 +371,13 @@ impl Tree {
         self.frames[top].fd.as_ref().map(Rc::clone).ok_or(Errno::BADF)
     }
 
-    /// Opens one name below `directory` for reading.
+    /// Opens one name below `directory` for reading; true where that may move its access time.
     fn open(
-        &mut self,
+        &self,
         directory: BorrowedFd<'_>,
         name: &std::ffi::CStr,
         extra: OFlags,
-    ) -> Result<OwnedFd, Errno> {
+    ) -> Result<(OwnedFd, bool), Errno> {
         let base = OFlags::RDONLY
             | OFlags::CLOEXEC
             | OFlags::NOFOLLOW
@@ -371,11 +387,11 @@ impl Tree {
         if self.protect_access_times {
             match open_confined(directory, name, base | OFlags::NOATIME) {
                 // Only the owner and root may ask for it (open(2)).
-                Err(Errno::PERM) => self.access_times_at_risk += 1,
-                opened => return opened,
+                Err(Errno::PERM) => {}
+                opened => return opened.map(|fd| (fd, false)),
             }
         }
-        open_confined(directory, name, base)
+        open_confined(directory, name, base).map(|fd| (fd, self.protect_access_times))
     }
 }
 
