@@ -300,8 +300,9 @@ pub(crate) enum Filled {
 pub(crate) struct Channel {
     peer: &'static str,
     socket: UnixStream,
+    /// Room for what arrives; only `consumed..filled` holds what is not yet decoded.
     inbox: Vec<u8>,
-    /// Bytes of `inbox` that are already decoded.
+    filled: usize,
     consumed: usize,
     descriptors: VecDeque<OwnedFd>,
 }
@@ -309,7 +310,8 @@ pub(crate) struct Channel {
 impl Channel {
     /// Speaks over `socket` to the process called `peer` in errors.
     pub(crate) fn new(socket: UnixStream, peer: &'static str) -> Self {
-        Self { peer, socket, inbox: Vec::new(), consumed: 0, descriptors: VecDeque::new() }
+        let (inbox, descriptors) = (Vec::new(), VecDeque::new());
+        Self { peer, socket, inbox, filled: 0, consumed: 0, descriptors }
     }
 
     /// Sends one message with its descriptors, waiting while the other side is behind.
@@ -372,7 +374,7 @@ impl Channel {
     /// Decodes a message that has already arrived whole.
     pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ProtocolError> {
         let peer = self.peer;
-        let pending = &self.inbox[self.consumed..];
+        let pending = &self.inbox[self.consumed..self.filled];
         let Some((head, rest)) = pending.split_first_chunk::<4>() else { return Ok(None) };
         let length = usize::try_from(u32::from_le_bytes(*head)).unwrap_or(usize::MAX);
         if length > MAX_FRAME {
@@ -382,8 +384,8 @@ impl Channel {
         let message = rmp_serde::from_slice(frame)
             .map_err(|source| ProtocolError::Decode { peer, source })?;
         self.consumed += 4 + length;
-        if self.consumed == self.inbox.len() {
-            self.inbox.clear();
+        if self.consumed == self.filled {
+            self.filled = 0;
             self.consumed = 0;
         }
         Ok(Some(message))
@@ -394,17 +396,19 @@ impl Channel {
         const CHUNK: usize = 128 << 10;
         let peer = self.peer;
         if self.consumed > 0 {
-            self.inbox.drain(..self.consumed);
+            self.inbox.copy_within(self.consumed..self.filled, 0);
+            self.filled -= self.consumed;
             self.consumed = 0;
         }
-        let filled = self.inbox.len();
-        self.inbox.resize(filled + CHUNK, 0);
+        if self.inbox.len() < self.filled + CHUNK {
+            self.inbox.resize(self.filled + CHUNK, 0);
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut flags = RecvFlags::CMSG_CLOEXEC;
         flags.set(RecvFlags::DONTWAIT, !wait);
         let received = loop {
-            let buffer = &mut self.inbox[filled..];
+            let buffer = &mut self.inbox[self.filled..];
             let result = rustix::net::recvmsg(
                 &self.socket,
                 &mut [IoSliceMut::new(buffer)],
@@ -415,8 +419,7 @@ impl Channel {
                 break result;
             }
         };
-        let bytes = received.as_ref().map_or(0, |message| message.bytes);
-        self.inbox.truncate(filled + bytes);
+        self.filled += received.as_ref().map_or(0, |message| message.bytes);
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                 self.descriptors.extend(descriptors);
@@ -504,7 +507,6 @@ mod tests {
         drop((a, files));
 
         assert!(matches!(b.receive().unwrap(), Some(ToZygote::Kill { slot: 7 })));
-        assert!(b.descriptor().is_err());
         for (slot, texts) in [(1, vec!["one", "two"]), (2, vec!["three"])] {
             let Some(ToZygote::Fork { slot: got }) = b.receive().unwrap() else { panic!() };
             assert_eq!(got, slot);
@@ -515,6 +517,7 @@ mod tests {
             }
         }
         assert!(b.receive::<ToZygote>().unwrap().is_none());
+        assert!(b.descriptor().is_err());
     }
 
     #[test]

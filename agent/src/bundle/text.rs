@@ -233,11 +233,7 @@ mod tests {
         let mut report = sample::report();
         report.worst.truncate(3);
         report.worst.remove(1);
-        let expected = r"INCOMPLETE  The scan was interrupted before its end.
-Verdict   14 findings so far, 2 of them critical; the scan is incomplete, with
-          1,284 gaps, and 2 of 3 volumes not examined to the end.
-
-Findings, worst first
+        let expected = r"Findings, worst first
   critical  A library is loaded into every process [T1574.006]
             vol-0123456789abcdef0:p1 /etc/ld.so.preload
             /etc/ld.so.preload names a library that no package of the host owns.
@@ -262,6 +258,10 @@ Gaps: not examined, or not in full
       7  judged in part: vol-0123456789abcdef0:p1 /swapfile: larger than memory
          for one file: judged in blocks
       1  scan interrupted: stopped by SIGINT 62 minutes in
+
+INCOMPLETE  The scan was interrupted before its end.
+Verdict   14 findings so far, 2 of them critical; the scan is incomplete, with
+          1,284 gaps, and 2 of 3 volumes not examined to the end.
 
 Coverage  1 of 3 volumes and 348,901 of 350,112 files examined in full; 412,907
           entries recorded, 37.1 GiB read

@@ -37,8 +37,8 @@ const UNFINISHED: &str = "unfinished-";
 /// Bytes of the code before the pack.
 const MAC_BYTES: usize = 32;
 
-/// Where the cache is by default: `$XDG_CACHE_HOME/cleanroom` (XDG Base Directory Specification: a
-/// relative value is ignored), else `$HOME/.cache/cleanroom`.
+/// Where the cache is by default: `$XDG_CACHE_HOME/cleanroom-agent` (XDG Base Directory Specification: a
+/// relative value is ignored), else `$HOME/.cache/cleanroom-agent`.
 pub(crate) fn default_dir(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute =
         |value: Option<OsString>| value.map(PathBuf::from).filter(|path| path.is_absolute());

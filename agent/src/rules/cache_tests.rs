@@ -28,9 +28,9 @@ fn the_default_place_follows_the_environment() {
     let dir = |xdg: Option<&str>, home: Option<&str>| {
         default_dir(xdg.map(Into::into), home.map(Into::into))
     };
-    assert_eq!(dir(Some("/x"), Some("/h")), Some("/x/cleanroom".into()));
-    assert_eq!(dir(Some("relative"), Some("/h")), Some("/h/.cache/cleanroom".into()));
-    assert_eq!(dir(Some(""), Some("/h")), Some("/h/.cache/cleanroom".into()));
+    assert_eq!(dir(Some("/x"), Some("/h")), Some("/x/cleanroom-agent".into()));
+    assert_eq!(dir(Some("relative"), Some("/h")), Some("/h/.cache/cleanroom-agent".into()));
+    assert_eq!(dir(Some(""), Some("/h")), Some("/h/.cache/cleanroom-agent".into()));
     assert_eq!(dir(None, None), None);
 }
 

@@ -24,7 +24,7 @@ use super::routing::{self, HEAD_BYTES, Header, RouteIndex};
 pub(crate) const MAGIC: &[u8; 8] = b"CLNRPACK";
 
 /// Version of the container and of its header.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Largest pack that is read, in bytes.
 pub(crate) const MAX_PACK: u64 = 4 << 30;

@@ -108,15 +108,18 @@ fn attributes(attributes: StatxAttributes) -> Vec<String> {
 /// Extended attributes within their room, and whether some were left out.
 fn xattrs(fd: &OwnedFd) -> (BTreeMap<String, String>, bool) {
     let mut found = BTreeMap::new();
-    let mut names = [0; 4096];
-    let length = match rustix::fs::flistxattr(fd, &mut names[..]) {
+    // Nearly every file has none: the first question is asked without room for an answer.
+    let length = match rustix::fs::flistxattr_query(fd) {
         Ok(0) | Err(rustix::io::Errno::NOTSUP) => return (found, false),
         Ok(length) => length,
         Err(_) => return (found, true),
     };
+    // The kernel's own bound on a list and on a value is 64 KiB (xattr(7)).
+    let mut names = vec![0; length.min(64 << 10)];
+    let Ok(length) = rustix::fs::flistxattr(fd, &mut names[..]) else { return (found, true) };
     let mut room = MAX_XATTRS;
     let mut truncated = false;
-    let mut value = [0; 8 << 10];
+    let mut value = vec![0; MAX_XATTRS];
     for name in names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
         let got = rustix::fs::fgetxattr(fd, name, &mut value[..]);
         match got.ok().and_then(|n| room.checked_sub(name.len() + n).map(|rest| (n, rest))) {
