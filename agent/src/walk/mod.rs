@@ -456,7 +456,8 @@ impl Walker {
         }
         let moved = volume.tree.link_times_moved;
         if moved > 0 {
-            let reason = format!("reading where they point moved {moved} links' access times");
+            let reason =
+                format!("the access times of {moved} links moved as their targets were read");
             let mut gap = verdict::counted(GapKind::AccessTimes, name, reason, moved);
             gap.advice = Some("scan as root, or scan a disk image".to_owned());
             gaps.push(gap);
