@@ -21,7 +21,9 @@ use cleanroom_harness::{
 };
 use rustix::fs::{FileType, Mode, inotify};
 
-use crate::support::{Scan, is_root_for, scan, scan_as_nobody, scan_through, sha256sum};
+use crate::support::{
+    Scan, is_root_for, scan, scan_as_nobody, scan_through, settle_link, sha256sum,
+};
 
 /// Names beside [`ODD_NAMES`] that terminals, pages, field separators and decoders trip over.
 const MORE_NAMES: [&[u8]; 14] = [
@@ -213,8 +215,10 @@ fn links_are_recorded_with_their_targets_and_never_followed() {
     ];
     for (link, target) in targets {
         symlink(OsStr::from_bytes(target), root.join(link)).unwrap();
+        settle_link(&root.join(link));
     }
     symlink(".", root.join("sub/dot")).unwrap();
+    settle_link(&root.join("sub/dot"));
     let rules = work.path().join("planted.yar");
     fs::write(&rules, RULE).unwrap();
     let arguments = [root, Path::new("--rules"), &rules].map(Path::as_os_str);

@@ -29,7 +29,7 @@ use rustix::fs::XattrFlags;
 use tempfile::TempDir;
 
 use crate::support::{
-    NOBODY, digest_by, is_root_for, scan, scan_as_nobody, scan_through, sha256sum,
+    NOBODY, digest_by, is_root_for, scan, scan_as_nobody, scan_through, settle_link, sha256sum,
 };
 
 /// A rule that every file with `PLANTED` in it matches.
@@ -54,6 +54,7 @@ fn assorted() -> (TempDir, Vec<PathBuf>) {
         .unwrap();
     fs::hard_link(root.join("hard"), root.join("etc/harder")).unwrap();
     symlink("etc/text", root.join("link")).unwrap();
+    settle_link(&root.join("link"));
     nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     for (path, mode) in [("setuid", 0o6755), ("etc", 0o1777), ("noise", 0o400), ("hard", 0o640)] {
         fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
@@ -121,6 +122,7 @@ fn entropy(bytes: &[u8]) -> f64 {
 fn every_field_of_a_record_is_what_the_systems_own_programs_say() {
     let (folder, paths) = assorted();
     tree::set_times(folder.path()).unwrap();
+    settle_link(&folder.path().join("link"));
     if is_root_for("owners other than ourselves") {
         chown(folder.path().join("noise"), Some(4_000_000_000), Some(33)).unwrap();
     }

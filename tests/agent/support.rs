@@ -160,6 +160,15 @@ pub(crate) fn nobody(work: &Path, out: &Path) -> Command {
     command
 }
 
+/// Gives a link an access time so far ahead that reading the link does not move it, not even without
+/// root, on a `relatime` mount (mount(8)): else that would be one more gap.
+pub(crate) fn settle_link(link: &Path) {
+    use nix::sys::{stat, time::TimeSpec};
+    let (ahead, as_it_is) = (TimeSpec::new(4_000_000_000, 123_456_789), TimeSpec::UTIME_OMIT);
+    let flags = stat::UtimensatFlags::NoFollowSymlink;
+    stat::utimensat(nix::fcntl::AT_FDCWD, link, &ahead, &as_it_is, flags).unwrap();
+}
+
 /// SHA-256 of a file's bytes, by the system's own program.
 pub(crate) fn sha256sum(path: &Path) -> String {
     digest_by("sha256sum", path)
