@@ -96,7 +96,7 @@ pub(crate) struct Scan {
     pub exclude: Vec<String>,
 
     /// Inspectors at work [default: one a CPU].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Limits")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=128), help_heading = "Limits")]
     pub threads: Option<u32>,
 
     /// Memory for file contents, all inspectors together [default: 256 MiB each].

@@ -10,7 +10,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    io::{self, IoSlice, IoSliceMut, Read as _},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
@@ -45,6 +45,8 @@ pub(crate) enum ProtocolError {
     Encode { peer: &'static str, source: rmp_serde::encode::Error },
     #[error("message from the {peer} lacks its descriptor")]
     NoDescriptor { peer: &'static str },
+    #[error("descriptors from the {peer} were lost, or there are more than it may send")]
+    Descriptors { peer: &'static str },
     #[error("the {peer} ended")]
     Ended { peer: &'static str },
 }
@@ -65,9 +67,11 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// The time that a file of `size` bytes may take: the base and 2 s per 100 MiB.
-    pub(crate) fn time_for(&self, size: u64) -> std::time::Duration {
-        let by_size = (size >> 20).saturating_mul(20);
+    /// The time that a file may take: the base and 2 s per 100 MiB of what is read or hashed of it.
+    /// Holes count only as far as they are hashed: the size alone is what the evidence claims.
+    pub(crate) fn time_for(&self, size: u64, allocated: u64) -> std::time::Duration {
+        let real = size.min(allocated.saturating_add(self.max_hole_bytes));
+        let by_size = (real >> 20).saturating_mul(20);
         std::time::Duration::from_millis(self.file_timeout_ms.saturating_add(by_size))
     }
 }
@@ -254,6 +258,23 @@ impl Facts {
             backing_shrank: false,
         }
     }
+
+    /// Cuts every text to what an honest inspector would send: what comes from a process that parses
+    /// evidence is bounded before it becomes a record.
+    pub(crate) fn bound(&mut self) {
+        for text in [&mut self.format, &mut self.md5, &mut self.sha1].into_iter().flatten() {
+            truncate(text, 64);
+        }
+        self.troubles.truncate(16);
+        for trouble in &mut self.troubles {
+            truncate(&mut trouble.reason, 1024);
+        }
+    }
+}
+
+/// Cuts a text at the last character that ends within `limit` bytes.
+fn truncate(text: &mut String, limit: usize) {
+    text.truncate(text.floor_char_boundary(limit));
 }
 
 /// A part of a file that was not examined.
@@ -305,13 +326,27 @@ pub(crate) struct Channel {
     filled: usize,
     consumed: usize,
     descriptors: VecDeque<OwnedFd>,
+    /// Whether a send may wait for the other side.
+    patient: bool,
 }
 
 impl Channel {
     /// Speaks over `socket` to the process called `peer` in errors.
     pub(crate) fn new(socket: UnixStream, peer: &'static str) -> Self {
         let (inbox, descriptors) = (Vec::new(), VecDeque::new());
-        Self { peer, socket, inbox, filled: 0, consumed: 0, descriptors }
+        Self { peer, socket, inbox, filled: 0, consumed: 0, descriptors, patient: true }
+    }
+
+    /// The same, but a send that would have to wait is an error.
+    pub(crate) fn impatient(mut self) -> Self {
+        self.patient = false;
+        self
+    }
+
+    fn send_flags(&self) -> SendFlags {
+        let mut flags = SendFlags::NOSIGNAL;
+        flags.set(SendFlags::DONTWAIT, !self.patient);
+        flags
     }
 
     /// Sends one message with its descriptors, waiting while the other side is behind.
@@ -335,7 +370,18 @@ impl Channel {
         } else {
             self.send_first(&frame, descriptors).map_err(socket)?
         };
-        self.socket.write_all(&frame[sent..]).map_err(socket)
+        self.send_rest(&frame[sent..]).map_err(socket)
+    }
+
+    fn send_rest(&self, mut rest: &[u8]) -> io::Result<()> {
+        while !rest.is_empty() {
+            match rustix::net::send(&self.socket, rest, self.send_flags()) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Sends the head of a frame, to which the descriptors are attached; returns the bytes sent.
@@ -350,7 +396,7 @@ impl Channel {
                 &self.socket,
                 &[IoSlice::new(frame)],
                 &mut control,
-                SendFlags::NOSIGNAL,
+                self.send_flags(),
             );
             match sent {
                 Err(rustix::io::Errno::INTR) => {}
@@ -425,6 +471,12 @@ impl Channel {
                 self.descriptors.extend(descriptors);
             }
         }
+        let lost = received
+            .as_ref()
+            .is_ok_and(|message| message.flags.contains(rustix::net::ReturnFlags::CTRUNC));
+        if lost || self.descriptors.len() > 4 * MAX_DESCRIPTORS {
+            return Err(ProtocolError::Descriptors { peer });
+        }
         match received {
             Ok(message) if message.bytes == 0 => Ok(Filled::Closed),
             Ok(_) => Ok(Filled::Some),
@@ -442,6 +494,8 @@ impl Channel {
     /// The channel that a role process was started with: its standard input.
     pub(crate) fn to_parent() -> io::Result<Self> {
         let input = rustix::stdio::stdin().try_clone_to_owned()?;
+        // What is forked from here must not find the conversation on its own standard input.
+        rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
         Ok(Self::new(UnixStream::from(input), "supervisor"))
     }
 }
@@ -483,7 +537,7 @@ pub(crate) fn push_extent(list: &mut Vec<Extent>, extent: Extent) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd as _;
+    use std::{io::Write as _, os::fd::AsFd as _};
 
     use super::*;
 
@@ -556,8 +610,9 @@ mod tests {
             max_hole_bytes: 0,
             depth: 0,
         };
-        assert_eq!(limits.time_for(0).as_secs(), 60);
-        assert_eq!(limits.time_for(1000 << 20).as_secs(), 80);
-        assert!(limits.time_for(u64::MAX).as_secs() > 1 << 20);
+        assert_eq!(limits.time_for(0, 0).as_secs(), 60);
+        assert_eq!(limits.time_for(1000 << 20, 1000 << 20).as_secs(), 80);
+        assert_eq!(limits.time_for(u64::MAX, 1000 << 20).as_secs(), 80, "holes take no time");
+        assert!(limits.time_for(u64::MAX, u64::MAX).as_secs() > 1 << 20);
     }
 }

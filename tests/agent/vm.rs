@@ -178,7 +178,6 @@ fn a_superblock_that_asks_for_a_panic_is_not_obeyed(scan: &Scan) {
     assert_eq!((&*volume.volume, volume.state), ("nvme0n1", VolumeState::Examined));
     assert!(volume.view.iter().any(|option| option == "errors=continue"), "{:?}", volume.view);
     assert_eq!(scan.report.evidence[0].kind, "device");
-    assert!(scan.report.run.kernel.starts_with("6.1."), "{}", scan.report.run.kernel);
 }
 
 fn disks_are_examined_by_their_own_tables(work: &Path, scan: &Scan) {

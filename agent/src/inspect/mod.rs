@@ -31,6 +31,8 @@ use scan::{RuleScanner, Verdict};
 
 /// Bytes of a block where rules are judged in blocks.
 const BLOCK: usize = 8 << 20;
+/// And where memory is scarce.
+const MIN_BLOCK: usize = 1 << 20;
 /// Bytes that two blocks share: a pattern that is longer may be missed at the seam.
 const OVERLAP: usize = 256 << 10;
 /// A buffer larger than this is given back after the file that needed it.
@@ -39,6 +41,8 @@ const KEEP: usize = 32 << 20;
 const HEAD: usize = 4096;
 /// Answers are sent when this many have gathered, so that a crash repeats little work.
 const ANSWERS: usize = 32;
+/// Or when they weigh about this many bytes, far below what a frame may have.
+const ANSWER_BYTES: usize = 256 << 10;
 
 /// What an inspector needs to know for all files.
 #[derive(Clone, Copy, Debug)]
@@ -91,13 +95,18 @@ impl Inspector<'_> {
         jobs: &[Job],
     ) -> Result<(), ProtocolError> {
         let mut answers = Vec::new();
+        let mut weight = 0;
         for job in jobs {
             let file = channel.descriptor()?;
             // The marker is a courtesy to the walker: without it a death is laid to the first job.
             let _ = write_marker(marker.as_fd(), Some(job.seq));
-            answers.push(self.examine_guarded(job, file.as_fd()));
-            let heavy = answers.last().is_some_and(|facts| !facts.matches.is_empty());
-            if heavy || answers.len() == ANSWERS {
+            let facts = self.examine_guarded(job, file.as_fd());
+            // Closed before it is answered: the walker may give up the view at the last answer.
+            drop(file);
+            weight += weight_of(&facts);
+            answers.push(facts);
+            if weight > ANSWER_BYTES || answers.len() == ANSWERS {
+                weight = 0;
                 channel.send(&FromInspector::Facts(std::mem::take(&mut answers)), &[])?;
             }
         }
@@ -126,6 +135,11 @@ impl Inspector<'_> {
 
     fn examine(&mut self, job: &Job, file: BorrowedFd<'_>) -> Facts {
         let mut facts = Facts::new(job.seq);
+        if job.size == 0 && rustix::io::pread(file, &mut [0_u8; 1], 0) == Ok(1) {
+            let reason = "it says that it is empty, and has content: not read".to_owned();
+            fail(&mut facts, GapKind::Unreadable, reason);
+            return facts;
+        }
         if job.size <= self.settings.limits.in_memory {
             self.examine_whole(job, file, &mut facts);
         } else {
@@ -186,10 +200,13 @@ impl Inspector<'_> {
             }
         };
         let mut digests = Digests::new(self.settings.measures);
+        // A small memory budget makes small blocks.
+        let budget = usize::try_from(limits.in_memory).unwrap_or(BLOCK);
+        let block = BLOCK.min(budget.max(MIN_BLOCK));
         let mut shape = Blocks {
             buffer: &mut self.buffer,
-            length: if scan.is_some() { BLOCK } else { READ },
-            overlap: if scan.is_some() { OVERLAP } else { 0 },
+            length: if scan.is_some() { block } else { READ },
+            overlap: if scan.is_some() { OVERLAP.min(block / 4) } else { 0 },
             hash_holes,
             digests: &mut digests,
         };
@@ -232,6 +249,10 @@ impl Inspector<'_> {
             }
             (None, None) => {}
         }
+        if matches!(format, Some("ELF" | "EXE" | "MACHO")) {
+            let reason = "the executable is above the in-memory limit: its structure was not read";
+            trouble(facts, GapKind::Partial, reason.to_owned(), 1);
+        }
     }
 
     /// Whether what was read is what was there: the file and the image under it are looked at again.
@@ -246,7 +267,8 @@ impl Inspector<'_> {
         let Ok(now) = rustix::fs::fstat(file) else { return };
         let time = |seconds: i64, nanos: u64| Timestamp {
             seconds,
-            nanos: u32::try_from(nanos).unwrap_or(0),
+            // As the walker read it: a hostile inode can hold more.
+            nanos: u32::try_from(nanos).unwrap_or(u32::MAX).min(999_999_999),
         };
         let changed = u64::try_from(now.st_size) != Ok(job.size)
             || time(now.st_mtime, now.st_mtime_nsec) != job.mtime
@@ -257,6 +279,18 @@ impl Inspector<'_> {
             trouble(facts, GapKind::Changed, reason, 1);
         }
     }
+}
+
+/// About how many bytes an answer takes.
+fn weight_of(facts: &Facts) -> usize {
+    let binary = facts.binary.as_ref().map_or(0, |binary| {
+        let lists = [&binary.libraries, &binary.rpath, &binary.runpath, &binary.machines];
+        lists.into_iter().flatten().map(|text| text.len() + 8).sum::<usize>()
+            + binary.sections.len() * 128
+    });
+    // Matches are bounded together; whoever has any is sent soon.
+    let matches = if facts.matches.is_empty() { 0 } else { ANSWER_BYTES };
+    1024 + binary + matches
 }
 
 /// Notes a part that was not examined.

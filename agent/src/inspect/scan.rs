@@ -59,7 +59,7 @@ impl<'r> RuleScanner<'r> {
         let route = self.pack.set_for(data);
         let rules = self.pack.rules(route);
         let mut scanner = self.scanners.remove(&route).unwrap_or_else(|| Scanner::new(rules));
-        scanner.set_timeout(inner_limit(limits, job.size));
+        scanner.set_timeout(inner_limit(limits, job));
         for (name, value) in variables(job, format) {
             scanner.set_global(name, value).map_err(variable_error)?;
         }
@@ -79,7 +79,7 @@ impl<'r> RuleScanner<'r> {
     ) -> Result<BlockScan<'r>, ScanError> {
         let route = self.pack.set_for(head);
         let mut scanner = yara_x::blocks::Scanner::new(self.pack.rules(route));
-        scanner.set_timeout(inner_limit(limits, job.size));
+        scanner.set_timeout(inner_limit(limits, job));
         for (name, value) in variables(job, format) {
             scanner.set_global(name, value).map_err(variable_error)?;
         }
@@ -115,8 +115,8 @@ impl BlockScan<'_> {
 
 /// The engine counts whole seconds; one less than the outer limit, so that a file on which the engine
 /// can still stop keeps its digests.
-fn inner_limit(limits: &Limits, size: u64) -> Duration {
-    Duration::from_secs(limits.time_for(size).as_secs().saturating_sub(1).max(1))
+fn inner_limit(limits: &Limits, job: &Job) -> Duration {
+    Duration::from_secs(limits.time_for(job.size, job.allocated).as_secs().saturating_sub(1).max(1))
 }
 
 /// The external variables of a file.

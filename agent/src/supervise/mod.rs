@@ -35,7 +35,7 @@ pub(crate) use zygote::error_chain;
 const WALKER_SILENCE: Duration = Duration::from_secs(300);
 /// The time a probe gets: it reads 64 MiB at the most.
 const PROBE_TIME: Duration = Duration::from_secs(60);
-/// The time the zygote gets to load the rules.
+/// The time that the zygote gets to load the rules, and the walker to load the lists.
 const RULES_TIME: Duration = Duration::from_secs(120);
 /// Zygotes that may die in one run.
 const ZYGOTES: u32 = 5;
@@ -204,14 +204,14 @@ impl<'w> Supervisor<'w> {
             watch,
             indicators,
         };
-        supervisor.staff(None)?;
+        supervisor.staff()?;
         Ok(supervisor)
     }
 
     /// Forks an inspector for every slot.
-    fn staff(&mut self, ended: Option<&str>) -> Result<(), SuperviseError> {
+    fn staff(&mut self) -> Result<(), SuperviseError> {
         for slot in 0..self.setup.inspectors {
-            self.hire(slot, ended.map(str::to_owned))?;
+            self.hire(slot, None)?;
         }
         Ok(())
     }
@@ -385,7 +385,7 @@ impl<'w> Supervisor<'w> {
         for slot in &mut self.slots {
             *slot = Slot { generation: slot.generation, ..Slot::default() };
         }
-        self.staff(Some("died with the process that had forked it"))
+        self.staff()
     }
 
     /// Records that a volume was not walked to its end, and starts a new walker.
@@ -400,7 +400,11 @@ impl<'w> Supervisor<'w> {
         self.write(&crate::walk::gap_line(&gap, u64::MAX, u32::MAX))?;
         let (new, _) = start_walker(&mut self.setup).await?;
         std::mem::replace(&mut self.walker, new).end().await;
-        self.staff(None)?;
+        // Theirs served the lost walker, and may still be busy with its files.
+        for slot in 0..self.setup.inspectors {
+            told(self.zygote.channel().send(&ToZygote::Kill { slot }, &[]))?;
+        }
+        self.staff()?;
         Ok(Walked::Incomplete)
     }
 
@@ -441,7 +445,9 @@ async fn start_walker(setup: &mut Setup) -> Result<(Peer, Vec<RuleFile>), Superv
         channel.send(&ToWalker::Indicators { name: name.clone() }, &[file.as_fd()])?;
     }
     channel.send(&ToWalker::IndicatorsEnd, &[])?;
-    match walker.receive().await? {
+    let silent = |_| SuperviseError::Silent { role: "walker", seconds: RULES_TIME.as_secs() };
+    let answer = tokio::time::timeout(RULES_TIME, walker.receive()).await.map_err(silent)?;
+    match answer? {
         Some(FromWalker::Indicators { loaded: Ok(files), md5, sha1 }) => {
             setup.measures.md5 |= md5;
             setup.measures.sha1 |= sha1;

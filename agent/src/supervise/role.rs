@@ -86,11 +86,11 @@ impl Peer {
 
     /// Ends the role and waits until it has ended.
     pub(crate) async fn end(mut self) {
+        let patience = std::time::Duration::from_secs(2);
         drop(self.channel);
-        if tokio::time::timeout(std::time::Duration::from_secs(2), self.child.wait()).await.is_err()
-        {
-            // Killing a process that has just ended is no error worth telling.
-            drop(self.child.kill().await);
+        if tokio::time::timeout(patience, self.child.wait()).await.is_err() {
+            // One that waits for a dying disk ends when the disk answers; we do not wait with it.
+            drop(tokio::time::timeout(patience, self.child.kill()).await);
         }
     }
 }

@@ -24,6 +24,11 @@ use crate::{
 const BATCH_FILES: usize = 64;
 /// …or bytes.
 const BATCH_BYTES: u64 = 1 << 20;
+/// Text of jobs that an inspector may have pending: well below what its socket takes without waiting
+/// (unix(7): 208 KiB), since the walker never waits for an inspector.
+const PENDING_TEXT: usize = 96 << 10;
+/// What a job takes in a message besides its path.
+const JOB_TEXT: usize = 512;
 
 /// A file on its way through an inspector.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub(crate) struct Pending {
     pub job: Job,
     pub file: OwnedFd,
     pub record: Box<FileRecord>,
+    /// An inspector has died that had it: the next death is laid to it.
+    pub tried: bool,
 }
 
 /// Largest first.
@@ -78,6 +85,8 @@ struct Slot {
     marker: Option<OwnedFd>,
     pending: BTreeMap<u64, Pending>,
     bytes: u64,
+    /// Bytes of the pending jobs' messages.
+    text: usize,
     /// Serves one file alone that was in flight beside a culprit.
     alone: bool,
     /// What the marker said when it last changed, and when that was seen.
@@ -108,6 +117,7 @@ impl Crew {
             marker: None,
             pending: BTreeMap::new(),
             bytes: 0,
+            text: 0,
             alone: false,
             seen: (None, now),
             active: now,
@@ -152,6 +162,7 @@ impl Crew {
             left.extend(std::mem::take(&mut slot.pending).into_values());
             left.extend(slot.culprit.take().map(|culprit| culprit.0));
             slot.bytes = 0;
+            slot.text = 0;
         }
         left
     }
@@ -195,7 +206,13 @@ impl Crew {
         slot.channel = Some(channel);
         slot.marker = Some(marker);
         slot.alone = false;
-        slot.culprit.take().map(|(pending, kind, reason)| {
+        let (pending, kind, reason) = slot.culprit.take()?;
+        if kind == GapKind::Crashed && ended.is_none() && !pending.tried {
+            // Nobody knows that it ended by itself: the process that had forked it is gone.
+            self.again.push_back(Pending { tried: true, ..pending });
+            return None;
+        }
+        Some({
             let how = ended.filter(|_| kind == GapKind::Crashed);
             let reason = how.map_or(reason, |how| format!("the inspector {how} on this file"));
             Outcome::Lost { pending, kind, reason }
@@ -234,7 +251,10 @@ impl Crew {
         let slot = &self.slots[number];
         slot.channel.is_some()
             && (slot.pending.is_empty()
-                || !slot.alone && slot.bytes < BATCH_BYTES && slot.pending.len() < BATCH_FILES)
+                || !slot.alone
+                    && slot.bytes < BATCH_BYTES
+                    && slot.pending.len() < BATCH_FILES
+                    && slot.text < PENDING_TEXT / 2)
     }
 
     fn take_batch(&mut self, number: usize) -> Vec<Pending> {
@@ -250,9 +270,15 @@ impl Crew {
         }
         let mut batch = Vec::new();
         let mut bytes = 0_u64;
+        let mut text = slot.text;
         while batch.len() < BATCH_FILES && bytes < BATCH_BYTES {
+            let next_text = self.queue.peek().map_or(0, |next| job_text(&next.0.job));
+            if text > 0 && text + next_text > PENDING_TEXT {
+                break;
+            }
             let Some(BySize(next)) = self.queue.pop() else { break };
             bytes = bytes.saturating_add(next.job.size);
+            text += next_text;
             batch.push(next);
         }
         batch
@@ -280,6 +306,7 @@ impl Crew {
         };
         for pending in batch {
             slot.bytes = slot.bytes.saturating_add(pending.job.size);
+            slot.text += job_text(&pending.job);
             slot.pending.insert(pending.job.seq, pending);
         }
         sent
@@ -298,11 +325,14 @@ impl Crew {
         loop {
             match channel.next() {
                 Ok(Some(FromInspector::Facts(answers))) => {
-                    slot.active = now;
-                    for facts in answers {
-                        // An answer to what was not asked says nothing about the evidence.
+                    for mut facts in answers {
+                        // An answer to what was not asked says nothing about the evidence, and wins
+                        // no time.
                         if let Some(pending) = slot.pending.remove(&facts.seq) {
+                            slot.active = now;
                             slot.bytes = slot.bytes.saturating_sub(pending.job.size);
+                            slot.text = slot.text.saturating_sub(job_text(&pending.job));
+                            facts.bound();
                             outcomes.push(Outcome::Answered(pending, Box::new(facts)));
                         }
                     }
@@ -345,8 +375,10 @@ impl Crew {
             slot.seen = (current, now);
         }
         let in_hand = current.and_then(|seq| slot.pending.get(&seq));
-        let size = in_hand.map_or(0, |pending| pending.job.size);
-        let limit = self.limits.time_for(size);
+        let limit = in_hand.map_or_else(
+            || self.limits.time_for(0, 0),
+            |pending| time_for(&self.limits, &pending.job),
+        );
         let since = slot.seen.1.max(slot.active.min(now));
         if in_hand.is_some() && now.duration_since(slot.seen.1) > limit {
             return Some(limit);
@@ -354,7 +386,7 @@ impl Crew {
         if in_hand.is_none() && now.duration_since(since) > limit {
             return Some(limit);
         }
-        let all = slot.pending.values().map(|pending| self.limits.time_for(pending.job.size));
+        let all = slot.pending.values().map(|pending| time_for(&self.limits, &pending.job));
         let all = all.fold(Duration::ZERO, Duration::saturating_add);
         (now.duration_since(slot.active) > all).then_some(all)
     }
@@ -365,18 +397,28 @@ impl Crew {
         let slot = &mut self.slots[number];
         let in_hand = slot.marker.as_ref().and_then(|marker| read_marker(marker.as_fd()));
         let mut pending = std::mem::take(&mut slot.pending);
-        let culprit = in_hand
-            .and_then(|seq| pending.remove(&seq))
-            // Without a marker the blame is certain only where there is one file.
-            .or_else(|| if pending.len() == 1 { pending.pop_first().map(|p| p.1) } else { None });
+        let culprit = in_hand.and_then(|seq| pending.remove(&seq)).or_else(|| {
+            // Without a marker it may have died of anything: a file is blamed at the second death.
+            let only = pending.len() == 1 && pending.values().all(|pending| pending.tried);
+            only.then(|| pending.pop_first().map(|(_, pending)| pending)).flatten()
+        });
         slot.culprit = culprit.map(|culprit| (culprit, kind, reason.clone()));
         slot.channel = None;
         slot.marker = None;
         slot.bytes = 0;
-        self.again.extend(pending.into_values());
+        slot.text = 0;
+        self.again.extend(pending.into_values().map(|pending| Pending { tried: true, ..pending }));
         let generation = slot.generation;
         Casualty { slot: u32::try_from(number).unwrap_or(u32::MAX), generation, reason }
     }
+}
+
+fn job_text(job: &Job) -> usize {
+    JOB_TEXT + job.path.len() + job.owner.len()
+}
+
+fn time_for(limits: &Limits, job: &Job) -> Duration {
+    limits.time_for(job.size, job.allocated)
 }
 
 fn announce(channel: &mut Channel, backing: Option<&(OwnedFd, u64)>) -> Result<(), ProtocolError> {

@@ -159,6 +159,10 @@ struct Volume<'o> {
     excluded: Vec<u64>,
     /// The walk has come to its end, or was ended.
     walked: bool,
+    /// A stop has kept something from being examined.
+    stopped: bool,
+    /// Files that were found, and not read because of it.
+    unread: u64,
     complete: bool,
     next_tick: Instant,
 }
@@ -174,7 +178,7 @@ impl Walker {
             ToWalker::Inspector { slot, generation, ended } => {
                 let socket = UnixStream::from(self.channel.descriptor()?);
                 let marker = self.channel.descriptor()?;
-                let inspector = (Channel::new(socket, "inspector"), marker);
+                let inspector = (Channel::new(socket, "inspector").impatient(), marker);
                 if let Some(outcome) = self.crew.install((slot, generation), inspector, ended) {
                     self.judge.late.push(outcome);
                 }
@@ -204,20 +208,21 @@ impl Walker {
             next_seq: 0,
             excluded: vec![0; self.exclude_texts.len()],
             walked: self.stopping.is_some(),
+            stopped: self.stopping.is_some(),
+            unread: 0,
             complete: self.stopping.is_none(),
             next_tick: now(),
         };
-        if volume.walked {
-            self.interrupted(&mut volume, 0);
-        }
         while !(volume.walked && self.crew.is_idle() && self.judge.late.is_empty()) {
             let mut steps = 0;
             while !volume.walked && steps < STEPS && self.crew.waiting() < LOOK_AHEAD {
                 self.step(&mut volume)?;
                 steps += 1;
             }
-            let casualties = self.crew.dispatch(now());
-            self.replace(casualties)?;
+            if self.stopping.is_none() {
+                let casualties = self.crew.dispatch(now());
+                self.replace(casualties)?;
+            }
             self.listen(&mut volume, steps > 0)?;
             self.tick(&mut volume)?;
         }
@@ -228,6 +233,9 @@ impl Walker {
         self.close(&mut volume);
         self.send_lines(true)?;
         let (complete, counters) = (volume.complete, volume.counters);
+        // The view must be free before the supervisor goes on: a file system with the same UUID may be
+        // the next to be mounted.
+        drop(volume);
         Ok(self.channel.send(&FromWalker::Walked { complete, counters }, &[])?)
     }
 
@@ -277,7 +285,7 @@ impl Walker {
                     owner: volume.owners.name(record.uid),
                     path: entry.path,
                 };
-                return self.crew.submit(Pending { job, file, record });
+                return self.crew.submit(Pending { job, file, record, tried: false });
             }
             (EntryKind::File, Opened::Open(_), Some(limit)) => self.judge.too_large(record, limit),
             (_, Opened::Failed(errno), _) => self.judge.unreadable(record, &errno.into()),
@@ -310,7 +318,8 @@ impl Walker {
     /// else to do.
     fn listen(&mut self, volume: &mut Volume<'_>, busy: bool) -> Result<(), WalkError> {
         let could_walk = !volume.walked && self.crew.waiting() < LOOK_AHEAD;
-        let wait = if busy && could_walk { Duration::ZERO } else { TICK };
+        let done = volume.walked && self.crew.is_idle() && self.judge.late.is_empty();
+        let wait = if busy && could_walk || done { Duration::ZERO } else { TICK };
         let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
         if wait != PollTimeout::ZERO {
             self.send_lines(true)?;
@@ -369,17 +378,18 @@ impl Walker {
     /// What is due now and then: time limits, progress, and the end after a stop.
     fn tick(&mut self, volume: &mut Volume<'_>) -> Result<(), WalkError> {
         let now = now();
-        if let Some(since) = self.stopping {
-            if !volume.walked {
-                volume.walked = true;
-                let left = self.crew.abandon();
-                self.interrupted(volume, left.len());
-                self.drop_unread(left);
-            }
+        if let Some(since) = self.stopping
+            && !(volume.walked && self.crew.is_idle())
+        {
+            volume.walked = true;
+            volume.stopped = true;
+            volume.complete = false;
+            let mut left = self.crew.abandon();
             if now.duration_since(since) > GRACE {
-                let left = self.crew.abandon_in_flight();
-                self.drop_unread(left);
+                left.extend(self.crew.abandon_in_flight());
             }
+            volume.unread += left.len() as u64;
+            self.drop_unread(left);
         }
         if now < volume.next_tick {
             return Ok(());
@@ -396,17 +406,6 @@ impl Walker {
             let lines = self.judge.unread(pending.record, Vec::new());
             self.emit(lines);
         }
-    }
-
-    /// The gap of a walk that was stopped.
-    fn interrupted(&mut self, volume: &mut Volume<'_>, waiting: usize) {
-        volume.complete = false;
-        let reason = format!(
-            "the scan was interrupted: {waiting} files that were found were not read, and an unknown \
-             number of entries was not reached"
-        );
-        let gap = verdict::gap(GapKind::Interrupted, &volume.order.volume, None, reason);
-        self.emit(vec![verdict::gap_line(&gap, u64::MAX, 0)]);
     }
 
     /// Ends the walk of an image that has lost bytes: what is read from now on may be anything.
@@ -439,6 +438,14 @@ impl Walker {
     fn close(&mut self, volume: &mut Volume<'_>) {
         let name = &volume.order.volume;
         let mut gaps = Vec::new();
+        if volume.stopped {
+            let reason = format!(
+                "the scan was interrupted: {} files that were found were not read, and an unknown \
+                 number of entries was not reached",
+                volume.unread
+            );
+            gaps.push(verdict::counted(GapKind::Interrupted, name, reason, volume.unread.max(1)));
+        }
         for (pattern, count) in self.exclude_texts.iter().zip(&volume.excluded) {
             if *count > 0 {
                 let reason = format!("--exclude {pattern} kept {count} entries from being read");

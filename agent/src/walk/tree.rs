@@ -7,7 +7,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, HashSet},
     ffi::CString,
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -80,6 +80,8 @@ pub(crate) enum NotEntered {
     Failed(Errno),
     /// It has more names than are read.
     TooManyNames,
+    /// It was entered before, by another name.
+    Twice,
 }
 
 /// The walk over one view.
@@ -96,6 +98,9 @@ pub(crate) struct Tree {
     /// Links whose access times were seen to move: readlink(2) has no flag that would keep them.
     pub link_times_moved: u64,
     begun: bool,
+    /// The directories entered so far: a hostile file system can link one into many others, and a walk
+    /// that entered it each time would never end.
+    entered: HashSet<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -173,6 +178,7 @@ impl Tree {
             access_times_at_risk: 0,
             link_times_moved: 0,
             begun: false,
+            entered: HashSet::new(),
         }
     }
 
@@ -223,6 +229,7 @@ impl Tree {
         let opened =
             rustix::io::fcntl_dupfd_cloexec(&fd, 0).map_or_else(Opened::Failed, Opened::Open);
         let identity = identity(&stat);
+        self.entered.insert(identity);
         self.frames.push(Frame {
             fd: Some(Rc::new(fd)),
             identity,
@@ -266,9 +273,19 @@ impl Tree {
             Ok((fd, at_risk)) => {
                 self.access_times_at_risk += u64::from(at_risk);
                 let stat = stat_fd(fd.as_fd())?;
-                // Between the listing and the opening something else may have taken the name.
                 let same = FileType::from_raw_mode(stat.stx_mode.into()) == kind;
+                if !same && matches!(listed, FileType::RegularFile | FileType::Directory) {
+                    // The listing's kind is a hint that evidence can forge; the inode's counts.
+                    return self.look(name.as_bytes(), FileType::Unknown);
+                }
+                // Between the stat and the opening something else has taken the name.
                 (stat, if same { Opened::Open(fd) } else { Opened::Failed(Errno::STALE) })
+            }
+            Err(Errno::NOTDIR) if listed == FileType::Directory => {
+                return self.look(name.as_bytes(), FileType::Unknown);
+            }
+            Err(Errno::LOOP | Errno::NXIO) if listed == FileType::RegularFile => {
+                return self.look(name.as_bytes(), FileType::Unknown);
             }
             Err(Errno::XDEV) => (stat_at(directory.as_fd(), &name)?, Opened::MountPoint),
             Err(errno) => (stat_at(directory.as_fd(), &name)?, Opened::Failed(errno)),
@@ -324,6 +341,9 @@ impl Tree {
             Ok(opened) => opened,
             Err(errno) => return Some(NotEntered::Failed(errno)),
         };
+        if !self.entered.insert(identity) {
+            return Some(NotEntered::Twice);
+        }
         let (names, problem) = Listing::read(fd.as_fd());
         self.path.push(b'/');
         self.path.extend_from_slice(name);

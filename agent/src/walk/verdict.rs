@@ -142,6 +142,11 @@ impl Judge {
             NotEntered::Failed(errno) => {
                 (GapKind::Unreadable, format!("read: {}", std::io::Error::from(*errno)))
             }
+            NotEntered::Twice => (
+                GapKind::TooDeep,
+                "a directory that was entered before, by another name: not entered again"
+                    .to_owned(),
+            ),
             NotEntered::TooManyNames => {
                 (GapKind::Unreadable, "more names than are read: the rest was not seen".to_owned())
             }
@@ -153,7 +158,7 @@ impl Judge {
                 v: VersionOne,
                 id: checks::finding_id(volume, path, source),
                 severity: Severity::Medium,
-                title: "directories nested beyond any use".to_owned(),
+                title: "directories that no honest system makes".to_owned(),
                 reason: reason.clone(),
                 technique: Some("T1564.001".to_owned()),
                 volume: volume.to_owned(),
@@ -317,6 +322,16 @@ fn file_line(record: FileRecord) -> Line {
             binary.sections.truncate(16);
         }
         made = line(LineKind::File, seq, 0, &record);
+        if made.json.len() > MAX_RECORD
+            && let Record::File(file) = &mut record
+        {
+            // Only a lying inspector gets here: its facts are dropped, the entry's own are kept.
+            file.matches.clear();
+            file.binary = None;
+            file.extents = None;
+            file.scan = ScanState::Error;
+            made = line(LineKind::File, seq, 0, &record);
+        }
     }
     made
 }

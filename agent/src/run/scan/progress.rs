@@ -4,7 +4,7 @@
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
-use cleanroom_contract::{Severity, printable};
+use cleanroom_contract::printable;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Totals;
@@ -48,12 +48,11 @@ impl Bar {
         let sum = totals.sum();
         self.seen.set(sum.bytes);
         self.bar.set_position(sum.bytes.saturating_sub(self.before.get()));
-        let serious = Severity::ALL.into_iter().filter(|severity| *severity >= Severity::Medium);
-        let serious: u64 = serious.map(|severity| totals.findings.get(severity)).sum();
         let gaps: u64 = totals.gaps.values().sum();
         self.bar.set_message(format!(
-            "{} entries · {serious} findings at medium or above · {gaps} gaps",
-            HumanCount(sum.entries)
+            "{} files · {} findings · {gaps} gaps",
+            HumanCount(sum.files),
+            HumanCount(totals.findings.total())
         ));
     }
 
