@@ -111,8 +111,8 @@ pub(crate) enum FromZygote {
 /// Supervisor → walker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToWalker {
-    /// First, once.
-    Configure { limits: Limits, excludes: Vec<String>, slots: u32 },
+    /// First, once. `reuse_links`: no rule asks for a file's name.
+    Configure { limits: Limits, excludes: Vec<String>, slots: u32, reuse_links: bool },
     /// An indicator list; with its descriptor. Any number, before the first volume.
     Indicators { name: String },
     /// No more lists.

@@ -3,9 +3,11 @@
 mod bundle;
 mod cli;
 mod evidence;
+mod links;
 mod names;
 mod processes;
 mod reading;
+mod regressions;
 mod rules;
 mod support;
 mod vm;

@@ -75,6 +75,9 @@ fn build_pack(set: &SourceSet) -> Result<Pack, RulesError> {
         diagnostics: bounded(diagnostics),
         headers: plan.headers.iter().map(|header| super::pack::hex(header)).collect(),
         elf: plan.elf,
+        reads_names: set.sources.iter().flat_map(|source| source.text.all()).any(|text| {
+            super::syntax::has_identifier(&text.bytes, &["filename", "filepath", "extension"])
+        }),
         sets: Vec::new(),
     };
     let mut blobs = Vec::new();

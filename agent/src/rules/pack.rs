@@ -24,7 +24,7 @@ use super::routing::{self, HEAD_BYTES, Header, RouteIndex};
 pub(crate) const MAGIC: &[u8; 8] = b"CLNRPACK";
 
 /// Version of the container and of its header.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 /// Largest pack that is read, in bytes.
 pub(crate) const MAX_PACK: u64 = 4 << 30;
@@ -76,6 +76,9 @@ pub(crate) struct PackHeader {
     pub(crate) headers: Vec<String>,
     /// The set for ELF files.
     pub(crate) elf: RouteIndex,
+    /// Whether a rule may ask for a file's name, folder or extension. Where none does, what one name of
+    /// an inode has given holds for the others.
+    pub(crate) reads_names: bool,
     /// The sets, in the order of their bytes.
     pub(crate) sets: Vec<SetInfo>,
 }

@@ -44,6 +44,17 @@ pub(crate) fn rule_spans(bytes: &[u8]) -> Vec<Range<usize>> {
         .collect()
 }
 
+/// Whether a text has one of these identifiers anywhere, in a rule or beside it.
+pub(crate) fn has_identifier(bytes: &[u8], names: &[&str]) -> bool {
+    Parser::new(bytes).any(|event| match event {
+        Event::Token { kind: SyntaxKind::IDENT, span } => {
+            let text = bytes.get(span.range()).unwrap_or_default();
+            names.iter().any(|name| name.as_bytes() == text)
+        }
+        _ => false,
+    })
+}
+
 /// Whether a text is only white space and comments.
 pub(crate) fn is_trivia(bytes: &[u8]) -> bool {
     use SyntaxKind::{COMMENT, NEWLINE, SOURCE_FILE, WHITESPACE};

@@ -53,11 +53,7 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
     let indicators = prepare::open_indicators(&args.indicators)?;
     prepare::raise_descriptor_limit();
 
-    let setup = prepare::setup(
-        args,
-        prepared.as_ref().map(|p| p.pack.try_clone()).transpose()?,
-        indicators,
-    );
+    let setup = prepare::setup(args, prepared.as_ref(), indicators)?;
     let mut report = prepare::draft(args, &setup);
     if let Some(prepared) = &prepared {
         report.rules.clone_from(&prepared.header.sources);

@@ -66,6 +66,8 @@ pub(crate) struct Setup {
     pub measures: Measures,
     pub excludes: Vec<String>,
     pub inspectors: u32,
+    /// No rule asks for a file's name.
+    pub reuse_links: bool,
     /// The compiled pack.
     pub rules: Option<File>,
     /// Indicator lists with their names.
@@ -437,6 +439,7 @@ async fn start_walker(setup: &mut Setup) -> Result<(Peer, Vec<RuleFile>), Superv
         limits: setup.limits.clone(),
         excludes: setup.excludes.clone(),
         slots: setup.inspectors,
+        reuse_links: setup.reuse_links,
     };
     let channel = walker.channel();
     channel.send(&configure, &[])?;

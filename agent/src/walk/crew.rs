@@ -13,6 +13,8 @@ use std::{
 
 use cleanroom_contract::{FileRecord, GapKind};
 
+use super::links::Inode;
+
 use crate::{
     inspect::current_size,
     protocol::{
@@ -36,6 +38,8 @@ pub(crate) struct Pending {
     pub job: Job,
     pub file: OwnedFd,
     pub record: Box<FileRecord>,
+    /// Other names of this inode may wait for its answer.
+    pub inode: Option<Inode>,
     /// An inspector has died that had it: the next death is laid to it.
     pub tried: bool,
 }

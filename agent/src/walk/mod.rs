@@ -6,6 +6,7 @@
 
 mod crew;
 mod entry;
+mod links;
 mod tree;
 mod verdict;
 
@@ -23,13 +24,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use crate::{
     indicators::Indicators,
     protocol::{
-        Channel, Counters, Filled, FromWalker, Job, Limits, Line, ProtocolError, ToWalker,
+        Channel, Counters, Facts, Filled, FromWalker, Job, Limits, Line, ProtocolError, ToWalker,
         WalkOrder,
     },
     supervise::error_chain,
     walk::{
         crew::{Casualty, Crew, Outcome, Pending},
         entry::Owners,
+        links::{Choice, Links, Twin},
         tree::{Entry, NotEntered, Opened, Step, Tree},
         verdict::Judge,
     },
@@ -62,7 +64,8 @@ pub(crate) enum WalkError {
 
 /// Serves the supervisor until it closes the channel.
 pub(crate) fn run(mut channel: Channel) -> Result<(), WalkError> {
-    let Some(ToWalker::Configure { limits, excludes, slots }) = channel.receive()? else {
+    let Some(ToWalker::Configure { limits, excludes, slots, reuse_links }) = channel.receive()?
+    else {
         return Err(WalkError::Order);
     };
     let Some(indicators) = load_indicators(&mut channel)? else { return Ok(()) };
@@ -71,6 +74,7 @@ pub(crate) fn run(mut channel: Channel) -> Result<(), WalkError> {
         judge: Judge::new(indicators),
         excludes: globs(&excludes)?,
         exclude_texts: excludes,
+        reuse_links,
         limits,
         channel,
         lines: Vec::new(),
@@ -142,6 +146,8 @@ struct Walker {
     limits: Limits,
     excludes: GlobSet,
     exclude_texts: Vec<String>,
+    /// No rule asks for a file's name: one reading serves all names of an inode.
+    reuse_links: bool,
     lines: Vec<Line>,
     lines_bytes: usize,
     /// Since when a stop is asked for.
@@ -153,6 +159,7 @@ struct Volume<'o> {
     order: &'o WalkOrder,
     tree: Tree,
     owners: Owners,
+    links: Links,
     counters: Counters,
     next_seq: u64,
     /// Entries that each exclusion pattern kept out.
@@ -204,6 +211,7 @@ impl Walker {
             order,
             tree: Tree::new(root, self.limits.depth, protect),
             owners,
+            links: Links::default(),
             counters: Counters::default(),
             next_seq: 0,
             excluded: vec![0; self.exclude_texts.len()],
@@ -276,6 +284,19 @@ impl Walker {
         let too_large = self.limits.max_file_size.filter(|limit| record.size > *limit);
         let lines = match (record.kind, entry.opened, too_large) {
             (EntryKind::File, Opened::Open(file), None) => {
+                let device =
+                    u64::from(entry.stat.stx_dev_major) << 32 | u64::from(entry.stat.stx_dev_minor);
+                let twin = Twin { record, path: entry.path };
+                let choice = if self.reuse_links {
+                    volume.links.choose((device, entry.stat.stx_ino), twin)
+                } else {
+                    Choice::Read(twin, None)
+                };
+                let (Twin { record, path }, inode) = match choice {
+                    Choice::Read(twin, inode) => (twin, inode),
+                    Choice::Waits => return,
+                    Choice::Known(twin, facts) => return self.answer(volume, twin, *facts),
+                };
                 let job = Job {
                     seq,
                     size: record.size,
@@ -283,9 +304,10 @@ impl Walker {
                     mtime: record.mtime,
                     ctime: record.ctime,
                     owner: volume.owners.name(record.uid),
-                    path: entry.path,
+                    path,
                 };
-                return self.crew.submit(Pending { job, file, record, tried: false });
+                let pending = Pending { job, file, record, inode, tried: false };
+                return self.crew.submit(pending);
             }
             (EntryKind::File, Opened::Open(_), Some(limit)) => self.judge.too_large(record, limit),
             (_, Opened::Failed(errno), _) => self.judge.unreadable(record, &errno.into()),
@@ -359,19 +381,35 @@ impl Walker {
 
     /// Turns what came of a file into records.
     fn conclude(&mut self, volume: &mut Volume<'_>, outcome: Outcome) {
-        let lines = match outcome {
+        match outcome {
             Outcome::Answered(pending, facts) => {
-                volume.counters.bytes += facts.read;
                 if facts.backing_shrank {
                     self.backing_shrank(volume);
                 }
-                if facts.troubles.is_empty() {
-                    volume.counters.files_examined += 1;
+                let twins = pending.inode.map(|inode| volume.links.learn(inode, &facts));
+                for twin in twins.into_iter().flatten() {
+                    let facts = Facts { seq: twin.record.seq, read: 0, ..(*facts).clone() };
+                    self.answer(volume, twin, facts);
                 }
-                self.judge.answered(pending, *facts)
+                let twin = Twin { record: pending.record, path: pending.job.path };
+                self.answer(volume, twin, *facts);
             }
-            Outcome::Lost { pending, kind, reason } => self.judge.lost(pending, kind, &reason),
-        };
+            Outcome::Lost { pending, kind, reason } => {
+                let twins = pending.inode.map(|inode| volume.links.forget(inode));
+                let twin = Twin { record: pending.record, path: pending.job.path };
+                for twin in std::iter::once(twin).chain(twins.into_iter().flatten()) {
+                    let lines = self.judge.lost(twin, kind, &reason);
+                    self.emit(lines);
+                }
+            }
+        }
+    }
+
+    /// Records a file about which everything is known.
+    fn answer(&mut self, volume: &mut Volume<'_>, twin: Twin, facts: Facts) {
+        volume.counters.bytes += facts.read;
+        volume.counters.files_examined += u64::from(facts.troubles.is_empty());
+        let lines = self.judge.answered(twin, facts);
         self.emit(lines);
     }
 
@@ -388,8 +426,7 @@ impl Walker {
             if now.duration_since(since) > GRACE {
                 left.extend(self.crew.abandon_in_flight());
             }
-            volume.unread += left.len() as u64;
-            self.drop_unread(left);
+            volume.unread += self.drop_unread(volume, left);
         }
         if now < volume.next_tick {
             return Ok(());
@@ -400,12 +437,19 @@ impl Walker {
         Ok(self.channel.send(&FromWalker::Counters(volume.counters), &[])?)
     }
 
-    /// Records files that a stop has kept from being read.
-    fn drop_unread(&mut self, left: Vec<Pending>) {
+    /// Records files that a stop has kept from being read; how many.
+    fn drop_unread(&mut self, volume: &mut Volume<'_>, left: Vec<Pending>) -> u64 {
+        let mut count = 0;
         for pending in left {
-            let lines = self.judge.unread(pending.record, Vec::new());
-            self.emit(lines);
+            let twins = pending.inode.map(|inode| volume.links.forget(inode));
+            let twins = twins.into_iter().flatten().map(|twin| twin.record);
+            for record in std::iter::once(pending.record).chain(twins) {
+                count += 1;
+                let lines = self.judge.unread(record, Vec::new());
+                self.emit(lines);
+            }
         }
+        count
     }
 
     /// Ends the walk of an image that has lost bytes: what is read from now on may be anything.
@@ -423,7 +467,7 @@ impl Walker {
             gap.advice = Some("find out what changes the image, and scan a whole copy".to_owned());
             self.emit(vec![verdict::gap_line(&gap, u64::MAX, 500)]);
         }
-        self.drop_unread(left);
+        self.drop_unread(volume, left);
     }
 
     /// Asks for new inspectors.

@@ -12,10 +12,7 @@ use crate::{
     checks,
     indicators::Indicators,
     protocol::{Facts, Line, LineKind},
-    walk::{
-        crew::{Outcome, Pending},
-        tree::NotEntered,
-    },
+    walk::{crew::Outcome, links::Twin, tree::NotEntered},
 };
 
 /// The longest record, with its newline.
@@ -35,9 +32,8 @@ impl Judge {
     }
 
     /// The lines of a file that was inspected.
-    pub(crate) fn answered(&self, pending: Pending, facts: Facts) -> Vec<Line> {
-        let mut record = pending.record;
-        let path = pending.job.path;
+    pub(crate) fn answered(&self, twin: Twin, facts: Facts) -> Vec<Line> {
+        let Twin { mut record, path } = twin;
         record.sha256 = facts.sha256;
         record.md5 = facts.md5;
         record.sha1 = facts.sha1;
@@ -114,9 +110,8 @@ impl Judge {
     }
 
     /// The lines of a file that its inspector did not survive.
-    pub(crate) fn lost(&self, pending: Pending, kind: GapKind, reason: &str) -> Vec<Line> {
-        let mut record = pending.record;
-        let path = pending.job.path;
+    pub(crate) fn lost(&self, twin: Twin, kind: GapKind, reason: &str) -> Vec<Line> {
+        let Twin { mut record, path } = twin;
         record.scan = if kind == GapKind::Timeout { ScanState::Timeout } else { ScanState::Error };
         let mut findings = self.path_findings(&record, &path);
         findings.push(costly(&record, &path, reason));

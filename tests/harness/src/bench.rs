@@ -52,7 +52,7 @@ struct Cost {
 /// # Errors
 /// A program is missing, or one of the runs fails.
 pub fn run(options: &Options) -> Result<()> {
-    tools::ensure(&[tools::SHA256DEEP])?;
+    tools::ensure(tools::BENCH)?;
     let bench = Bench { agent: build_agent()?, yr: find_yr()?, work: work_folder()?, options };
     println!("{:<58} {:>10} {:>10} {:>7}", "", "agent", "other", "ratio");
     let wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|o| o == part);
@@ -292,7 +292,17 @@ fn build_agent() -> Result<PathBuf> {
     }
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| tools::workspace_root().join("target"), PathBuf::from);
-    Ok(target.join("release/cleanroom-agent"))
+    // The agent digests its own executable at every start, and ships without line numbers.
+    let stripped = work_folder()?.join("cleanroom-agent");
+    let mut strip = tools::command("strip")?;
+    tools::run(
+        strip
+            .arg("--strip-debug")
+            .arg("-o")
+            .arg(&stripped)
+            .arg(target.join("release/cleanroom-agent")),
+    )?;
+    Ok(stripped)
 }
 
 /// YARA-X's own scanner, installed outside the project when it is missing.

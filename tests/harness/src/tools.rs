@@ -45,7 +45,11 @@ pub const DEMO: &[Tool] = &[
 ];
 
 /// What the benchmark compares with.
-pub const SHA256DEEP: Tool = tool("sha256deep", "hashdeep", "hashes trees, to compare with");
+pub const BENCH: &[Tool] = &[
+    tool("sha256deep", "hashdeep", "hashes trees, to compare with"),
+    tool("openssl", "openssl", "measures the digest by itself"),
+    tool("strip", "binutils", "takes the line numbers out of the agent"),
+];
 
 /// What the tests need besides [`DEMO`].
 pub const TESTS: &[Tool] = &[
@@ -59,6 +63,9 @@ pub const TESTS: &[Tool] = &[
     tool("qemu-system-x86_64", "qemu-system-x86", "runs hostile images in a virtual machine"),
     tool("busybox", "busybox-static", "is the virtual machine's user space"),
     tool("cpio", "cpio", "packs the virtual machine's initramfs"),
+    tool("strip", "binutils", "makes the agent small for the virtual machine"),
+    tool("xz", "xz-utils", "unpacks kernel modules"),
+    tool("ssh-keygen", "openssh-client", "verifies signatures independently"),
 ];
 
 /// Makes sure that every tool is there, installing what is missing.

@@ -186,11 +186,17 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
-pub(super) fn setup(args: &Scan, rules: Option<File>, indicators: Vec<(String, File)>) -> Setup {
+pub(super) fn setup(
+    args: &Scan,
+    rules: Option<&rules::Prepared>,
+    indicators: Vec<(String, File)>,
+) -> anyhow::Result<Setup> {
+    let reuse_links = rules.is_none_or(|rules| !rules.header.reads_names);
+    let rules = rules.map(|rules| rules.pack.try_clone()).transpose()?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let inspectors = args.threads.unwrap_or_else(|| u32::try_from(cpus).unwrap_or(1));
     let memory = args.memory.map(|memory| memory / u64::from(inspectors));
-    Setup {
+    Ok(Setup {
         limits: Limits {
             in_memory: memory.map_or(IN_MEMORY, |memory| memory.min(IN_MEMORY)),
             max_file_size: args.max_file_size,
@@ -205,9 +211,10 @@ pub(super) fn setup(args: &Scan, rules: Option<File>, indicators: Vec<(String, F
         },
         excludes: args.exclude.clone(),
         inspectors,
+        reuse_links,
         rules,
         indicators,
-    }
+    })
 }
 
 /// The report before anything is known.
