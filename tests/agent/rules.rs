@@ -280,7 +280,7 @@ fn a_match_is_told_in_full() {
     assert_eq!(patterns.len(), 2, "{patterns:?}");
     let expected: Vec<u64> = (0..32).map(|n| 2 + 8 * n).collect();
     assert_eq!(matched.patterns[0].offsets, expected);
-    let first = |number: usize| BASE64_STANDARD.decode(&matched.patterns[number].first).unwrap();
+    let first = |number: usize| BASE64_STANDARD.decode(&matched.patterns[number].bytes[0]).unwrap();
     assert_eq!(first(0), b"needle");
     assert_eq!(first(1), content.as_bytes()[2..66]);
 

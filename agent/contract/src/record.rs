@@ -284,8 +284,8 @@ pub struct PatternMatch {
     pub count: u64,
     /// Offsets of the first matches in the file, at most 32.
     pub offsets: Vec<u64>,
-    /// The first 64 bytes of the first match, base64.
-    pub first: String,
+    /// The first 64 bytes of each of these matches, base64, in the order of `offsets`.
+    pub bytes: Vec<String>,
 }
 
 /// A list of indicators that holds a file's digest.

@@ -561,6 +561,7 @@ mod tests {
             }
         }
         fired.retain(|(severity, ..)| *severity >= Severity::Medium);
+        assert!(seen > 0, "this machine has no small executables where they belong");
         assert!(fired.is_empty(), "of {seen} files: {fired:#?}");
     }
 }

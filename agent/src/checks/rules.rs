@@ -104,7 +104,11 @@ fn evidence(patterns: &[PatternMatch]) -> String {
         if pattern.count > 1 {
             out.push_str(&format!(", {} times", pattern.count));
         }
-        let first = BASE64_STANDARD.decode(&pattern.first).unwrap_or_default();
+        let first = pattern
+            .bytes
+            .first()
+            .and_then(|first| BASE64_STANDARD.decode(first).ok())
+            .unwrap_or_default();
         if !first.is_empty() {
             out.push_str(": ");
             out.extend(first.iter().flat_map(|byte| shown(*byte)));
@@ -211,12 +215,12 @@ mod tests {
             pattern: pattern.into(),
             count,
             offsets: offsets.to_vec(),
-            first: BASE64_STANDARD.encode(first),
+            bytes: vec![BASE64_STANDARD.encode(first)],
         };
         let patterns = vec![
             pattern("$a", 3, &[16, 32], b"curl\0\\"),
             pattern("$b", 1, &[7], b"x"),
-            PatternMatch { first: "not base64".into(), ..pattern("$c", 1, &[], b"") },
+            PatternMatch { bytes: vec!["not base64".into()], ..pattern("$c", 1, &[], b"") },
         ];
         let matched = RuleMatch { patterns, ..rule(json!({})) };
         let found = judge_matches(&SUBJECT, std::slice::from_ref(&matched)).remove(0);

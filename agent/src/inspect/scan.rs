@@ -17,7 +17,7 @@ use crate::{
 
 /// Offsets kept of a pattern's matches.
 const MAX_OFFSETS: usize = 32;
-/// Bytes kept of a pattern's first match.
+/// Bytes kept of each match.
 const FIRST_BYTES: usize = 64;
 /// The room that one file's matches may take in an answer; the rest is counted, not kept.
 const MAX_MATCH_BYTES: usize = 128 << 10;
@@ -191,23 +191,23 @@ fn describe(rule: &Rule<'_, '_>, room: &mut usize, truncated: &mut bool) -> Opti
     }
     let mut patterns = Vec::new();
     for pattern in rule.patterns() {
-        let mut matches = pattern.matches();
+        let matches = pattern.matches();
         let count = matches.len() as u64;
-        let Some(first) = matches.next() else { continue };
-        if !take(room, 400 + pattern.identifier().len()) {
-            *truncated = true;
-            break;
+        let (mut offsets, mut bytes) = (Vec::new(), Vec::new());
+        for found in matches.take(MAX_OFFSETS) {
+            let data = found.data();
+            let shown = BASE64_STANDARD.encode(&data[..data.len().min(FIRST_BYTES)]);
+            if !take(room, 32 + shown.len() + pattern.identifier().len()) {
+                *truncated = true;
+                break;
+            }
+            offsets.push(found.range().start as u64);
+            bytes.push(shown);
         }
-        let bytes = first.data();
-        let shown = BASE64_STANDARD.encode(&bytes[..bytes.len().min(FIRST_BYTES)]);
-        let mut offsets = vec![first.range().start as u64];
-        offsets.extend(matches.take(MAX_OFFSETS - 1).map(|found| found.range().start as u64));
-        patterns.push(PatternMatch {
-            pattern: pattern.identifier().to_owned(),
-            count,
-            offsets,
-            first: shown,
-        });
+        if !offsets.is_empty() {
+            let pattern = pattern.identifier().to_owned();
+            patterns.push(PatternMatch { pattern, count, offsets, bytes });
+        }
     }
     Some(RuleMatch {
         rule: rule.identifier().to_owned(),

@@ -407,7 +407,7 @@ fn take_apart<'a>(text: &'a Text, out: &mut Vec<(&'a str, Vec<u8>)>) {
         // An index file is nothing but includes: a part that declares nothing is not worth compiling.
         if !super::syntax::is_trivia(part) {
             let before = text.bytes.get(..from).unwrap_or_default();
-            let mut bytes = placeholder(before);
+            let mut bytes = blank_before(before);
             bytes.extend_from_slice(part);
             out.push((text.path.as_str(), bytes));
         }
@@ -419,7 +419,7 @@ fn take_apart<'a>(text: &'a Text, out: &mut Vec<(&'a str, Vec<u8>)>) {
 }
 
 /// The shortest blank text that ends at the same line and column.
-fn placeholder(before: &[u8]) -> Vec<u8> {
+fn blank_before(before: &[u8]) -> Vec<u8> {
     let lines = before.iter().filter(|byte| **byte == b'\n').count();
     let last = before.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     let columns = String::from_utf8_lossy(last).chars().count();

@@ -70,6 +70,9 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
     let mut report = session.report;
     report.run.ended = now();
     report.run.agent_sha256 = agent.join().ok().flatten();
+    if report.run.agent_sha256.is_none() {
+        say("the agent's own executable could not be read: the report lacks its SHA-256");
+    }
     let records = match done {
         Ok(spool) => spool.finish().context("close the spool"),
         Err(error) if report.evidence.is_empty() => {
@@ -77,7 +80,12 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
             drop(fs::remove_dir_all(out.join(SPOOL)));
             return Err(error);
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            report.run.state = RunState::Failed;
+            // With a full disk there is no room for this either; the older draft stays.
+            drop(save_draft(&out, &report));
+            Err(error)
+        }
     };
     let sealed = records.and_then(|records| Ok(seal::seal(&out, records, report, key.as_ref())?));
     let report = sealed.with_context(|| {

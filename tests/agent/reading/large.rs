@@ -141,7 +141,7 @@ fn a_file_above_the_memory_limit_is_judged_in_blocks() {
     assert_eq!((matched.scan, matched.matches.len()), (ScanState::Matched, 1), "{matched:?}");
     let pattern = &matched.matches[0].patterns[0];
     assert_eq!((pattern.offsets.as_slice(), pattern.count), (offsets.as_slice(), 3));
-    assert_eq!(BASE64_STANDARD.decode(&pattern.first).unwrap(), needle);
+    assert_eq!(BASE64_STANDARD.decode(&pattern.bytes[0]).unwrap(), needle);
 
     let clean = scan.file("/clean");
     assert_eq!(clean.sha256.unwrap().to_string(), sha256sum(&folder.path().join("clean")));

@@ -54,6 +54,7 @@ pub fn run() -> Result<()> {
     println!("building in {}", target.display());
     tools::ensure(tools::DEMO)?;
     tools::ensure(tools::TESTS)?;
+    components()?;
     let before = work_tree()?;
     tools::refresh_workspace()?;
 
@@ -75,6 +76,21 @@ pub fn run() -> Result<()> {
     ensure!(after == before, "work tree unchanged: the run left changes behind:\n{after}");
 
     print_counts(counts);
+    Ok(())
+}
+
+/// Makes sure that the toolchain has its formatter and its lints: rustup's minimal profile leaves them out.
+fn components() -> Result<()> {
+    for (command, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if cargo().args([command, "--version"]).output().is_ok_and(|output| output.status.success())
+        {
+            continue;
+        }
+        println!(
+            "installing {component}, which this toolchain lacks: rustup component add {component}"
+        );
+        tools::run(std::process::Command::new("rustup").args(["component", "add", component]))?;
+    }
     Ok(())
 }
 
@@ -176,7 +192,7 @@ fn target_dir() -> Result<PathBuf> {
     let named = env::var_os("CARGO_TARGET_DIR").filter(|v: &OsString| !v.is_empty());
     match named {
         Some(dir) => Ok(workspace_root().join(Path::new(&dir))),
-        None => Ok(cache_dir()?.join("target")),
+        None => Ok(workspace_root().join("target")),
     }
 }
 

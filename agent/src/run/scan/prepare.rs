@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::Command,
 };
 
@@ -69,14 +69,29 @@ pub(super) fn open_evidence(paths: &[PathBuf]) -> anyhow::Result<Vec<Given>> {
 
 /// The evidence in which a path lies or would lie; the nearest folder that is there already decides.
 fn lies_within<'g>(path: &Path, given: &'g [Given]) -> Option<&'g Given> {
-    let there = path.ancestors().find_map(|folder| {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        fs::canonicalize(folder).ok()
-    })?;
+    let there = resolved(path);
     given.iter().find(|given| {
         matches!(given.evidence, Evidence::Folder(_))
             && fs::canonicalize(&given.path).is_ok_and(|evidence| there.starts_with(evidence))
     })
+}
+
+/// Where a path leads once its missing folders are made: `missing/../there` is `there`.
+fn resolved(path: &Path) -> PathBuf {
+    // Without a working folder a relative path leads nowhere.
+    let mut there = fs::canonicalize(".").unwrap_or_default();
+    for component in path.components() {
+        if component == Component::ParentDir {
+            there.pop();
+            continue;
+        }
+        there.push(component);
+        // What is missing will be a folder, no link.
+        if let Ok(real) = fs::canonicalize(&there) {
+            there = real;
+        }
+    }
+    there
 }
 
 /// Makes the bundle's folder, and sees to it that it is empty and can be written.
