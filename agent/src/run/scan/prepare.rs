@@ -67,7 +67,7 @@ pub(super) fn open_evidence(paths: &[PathBuf]) -> anyhow::Result<Vec<Given>> {
         .collect()
 }
 
-/// The evidence in which a path lies or would lie; the nearest folder that is there already decides.
+/// The evidence in which a path lies, or would lie once it is made.
 fn lies_within<'g>(path: &Path, given: &'g [Given]) -> Option<&'g Given> {
     let there = resolved(path);
     given.iter().find(|given| {
