@@ -286,3 +286,25 @@ fn a_rule_cache_inside_the_evidence_is_not_written() {
         assert_eq!(listing(&evidence), before, "{variable}={}", path.display());
     }
 }
+
+#[test]
+fn a_bundle_is_not_made_in_the_evidence_by_way_of_a_missing_folder() {
+    let work = tempfile::tempdir().unwrap();
+    let evidence = work.path().join("evidence");
+    fs::create_dir_all(evidence.join("existing")).unwrap();
+    let before = listing(&evidence);
+    let rest = ["evidence/out", "evidence/existing/out", "missing/../evidence/out"];
+    for out in rest.map(|rest| work.path().join("nowhere/..").join(rest)) {
+        let (status, _, stderr) =
+            support::run(agent(work.path()).arg("scan").arg(&evidence).arg("--out").arg(&out));
+        assert_eq!(status, 1, "{}: {stderr}", out.display());
+        assert!(stderr.contains("lies in the evidence"), "{stderr}");
+        assert_eq!(listing(&evidence), before, "{}", out.display());
+    }
+    // What only passes by the evidence is taken.
+    let beside = work.path().join("nowhere/../evidence/existing/../../bundle");
+    let scan = [evidence.as_os_str(), "--out".as_ref(), beside.as_os_str()];
+    let (status, _, stderr) = support::run(agent(work.path()).arg("scan").args(scan));
+    assert_eq!(status, 0, "{stderr}");
+    assert_eq!(listing(&evidence), before);
+}
