@@ -132,9 +132,10 @@ pub enum ScanState {
     Clean,
     /// At least one rule matched.
     Matched,
-    /// Rules do not apply (not a regular file, no rules given) or it was excluded by the operator.
+    /// Rules do not apply (not a regular file, no rules given), it was excluded by the operator, or a stop
+    /// came first; for the last a gap says so.
     Skipped,
-    /// Judged in blocks: some rules could not be judged.
+    /// Judged in blocks, so that some rules could not be judged; or it changed while it was read.
     Partial,
     /// The time limit struck.
     Timeout,

@@ -277,6 +277,10 @@ impl Inspector<'_> {
             let reason =
                 format!("changed while it was read: {} bytes, then {}", job.size, now.st_size);
             trouble(facts, GapKind::Changed, reason, 1);
+            if facts.scan == ScanState::Clean {
+                // What was judged is a state that the file never had as a whole.
+                facts.scan = ScanState::Partial;
+            }
         }
     }
 }
