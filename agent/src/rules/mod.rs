@@ -1,7 +1,7 @@
 //! YARA rules: files in, a compiled pack out, which the scanning processes load.
 //!
 //! [`source`] reads the files, [`routing`] finds which rules a file can match by its first bytes,
-//! [`compile`] runs the compiler, [`pack`] is the container, [`cache`] keeps packs between runs.
+//! [`mod@compile`] runs the compiler, [`pack`] is the container, [`cache`] keeps packs between runs.
 //!
 //! Purpose: everything between `--rules` and a loaded rule set. Touches: rule files for reading, the
 //! cache folder, and an anonymous file in memory that carries the pack to other processes. Never sees
@@ -179,7 +179,7 @@ fn named_pack(path: &Path, sha256: cleanroom_contract::Sha256) -> Result<Prepare
 /// process lets a child do it.
 ///
 /// # Errors
-/// As [`compile`], and writing the pack.
+/// As [`compile()`], and writing the pack.
 pub(crate) fn compile_here(set: &SourceSet, out: &File) -> Result<(), RulesError> {
     compile(set)?
         .write_to(io::BufWriter::new(out))
