@@ -1,1 +1,6 @@
 //! Adapters.
+
+mod calls;
+mod clients;
+mod error;
+mod permissions;

@@ -1,0 +1,282 @@
+//! The gate that every call to AWS goes through.
+//!
+//! Purpose: one interceptor, in every client, that
+//! 1. lets nothing out that the [table of permissions](crate::permissions) does not name,
+//! 2. writes one line for each attempt to the call log, where one is wanted,
+//! 3. keeps the answer's bytes for whoever asked for them with [`capture`],
+//! 4. remembers the service's clock, and
+//! 5. puts `cleanroom/<version>` into the user agent, by which CloudTrail shows whose call it was.
+//!
+//! Touches the call log's file. Never changes what is asked, and never fails a declared call: a log that can not be
+//! written is no reason to leave an instance uncontained.
+
+use std::{
+    cell::RefCell,
+    fmt,
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        interceptors::{
+            Intercept,
+            context::{
+                AfterDeserializationInterceptorContextRef,
+                BeforeDeserializationInterceptorContextRef,
+                BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextMut,
+                BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
+            },
+        },
+        orchestrator::Metadata,
+        retries::RequestAttempts,
+        runtime_components::RuntimeComponents,
+    },
+};
+use aws_smithy_types::{
+    DateTime,
+    config_bag::{ConfigBag, Storable, StoreReplace},
+    date_time::Format,
+};
+use aws_types::request_id::RequestId;
+use cleanroom_contract::Timestamp;
+use serde_json::json;
+
+use crate::permissions;
+
+/// How this program names itself to AWS.
+const PRODUCT: &str = concat!("cleanroom/", env!("CARGO_PKG_VERSION"));
+
+/// Where no answer has said what time it is.
+const UNKNOWN: i64 = i64::MIN;
+
+/// A call that the table of permissions does not name: a defect of this crate, caught before anything is sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not in the table of permissions")]
+pub(crate) struct Undeclared(String);
+
+/// An answer as the service sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Captured {
+    /// The operation that gave it, `ec2:DescribeInstances`.
+    pub(crate) operation: String,
+    /// The request's id.
+    pub(crate) request: Option<String>,
+    /// The body's bytes.
+    pub(crate) bytes: Vec<u8>,
+    /// The body's media type, `text/xml;charset=UTF-8`.
+    pub(crate) content_type: Option<String>,
+}
+
+tokio::task_local! {
+    /// Answers of the calls that this task makes within [`capture`].
+    static CAPTURED: RefCell<Vec<Captured>>;
+}
+
+/// Runs `future` and keeps every answer that its calls get, in order. A call that it spawns as another task is not
+/// seen, nor one that fails, nor a streamed body.
+pub(crate) async fn capture<F: Future>(future: F) -> (F::Output, Vec<Captured>) {
+    CAPTURED
+        .scope(RefCell::default(), async {
+            let output = future.await;
+            let captured = CAPTURED.with(|slot| std::mem::take(&mut *slot.borrow_mut()));
+            (output, captured)
+        })
+        .await
+}
+
+/// The interceptor, and what it learned.
+#[derive(Clone)]
+pub(crate) struct Calls(Arc<Shared>);
+
+struct Shared {
+    log: Option<Mutex<File>>,
+    clock_ahead: AtomicI64,
+}
+
+impl fmt::Debug for Calls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Calls").field("logs", &self.0.log.is_some()).finish()
+    }
+}
+
+/// When an attempt began.
+#[derive(Debug)]
+struct Began(Instant);
+
+impl Storable for Began {
+    type Storer = StoreReplace<Self>;
+}
+
+impl Calls {
+    /// An interceptor that appends to the log at `path`, where one is given.
+    ///
+    /// # Errors
+    /// The log can not be opened.
+    pub(crate) fn new(path: Option<&Path>) -> io::Result<Self> {
+        let log = path
+            .map(|path| OpenOptions::new().create(true).append(true).open(path).map(Mutex::new))
+            .transpose()?;
+        Ok(Self(Arc::new(Shared { log, clock_ahead: AtomicI64::new(UNKNOWN) })))
+    }
+
+    /// How far this machine's clock is ahead of the service's, in seconds, by the newest answer.
+    pub(crate) fn clock_ahead(&self) -> Option<i64> {
+        Some(self.0.clock_ahead.load(Ordering::Relaxed)).filter(|seconds| *seconds != UNKNOWN)
+    }
+
+    /// Appends one line. Several processes may share the log, so a line is one write.
+    fn log(&self, line: &serde_json::Value) {
+        let Some(log) = &self.0.log else { return };
+        let mut bytes = line.to_string().into_bytes();
+        bytes.push(b'\n');
+        let mut file = log.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody could act on a diagnostic that is lost, and the call was made all the same.
+        let _lost = file.write_all(&bytes);
+    }
+}
+
+/// A call's name in the form of the table, `ec2:DescribeInstances`.
+fn name_of(cfg: &ConfigBag) -> String {
+    cfg.load::<Metadata>().map_or_else(
+        || "unknown".to_owned(),
+        |call| match permissions::prefix(call.service()) {
+            Some(prefix) => format!("{prefix}:{}", call.name()),
+            None => format!("{}:{}", call.service(), call.name()),
+        },
+    )
+}
+
+/// A point in time as the contract writes it.
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    Timestamp { seconds, nanos: since.subsec_nanos() }
+}
+
+/// This machine's time by the SDK's own source of it.
+fn now(components: &RuntimeComponents) -> Option<SystemTime> {
+    components.time_source().map(|source| source.now())
+}
+
+impl Intercept for Calls {
+    fn name(&self) -> &'static str {
+        "Cleanroom"
+    }
+
+    fn read_before_serialization(
+        &self,
+        _: &BeforeSerializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        cfg: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let name = name_of(cfg);
+        match permissions::operation(&name) {
+            Some(_) => Ok(()),
+            None => Err(Undeclared(name).into()),
+        }
+    }
+
+    fn read_before_attempt(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        cfg: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        cfg.interceptor_state().store_put(Began(Instant::now()));
+        Ok(())
+    }
+
+    fn modify_before_signing(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        // The SDK sends the same text under two names, and which one CloudTrail shows is up to the service.
+        let headers = context.request_mut().headers_mut();
+        for header in ["user-agent", "x-amz-user-agent"] {
+            let agent = match headers.get(header) {
+                Some(sdk) => format!("{PRODUCT} {sdk}"),
+                None => PRODUCT.to_owned(),
+            };
+            headers.insert(header, agent);
+        }
+        Ok(())
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        components: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date");
+        let theirs = date.and_then(|text| DateTime::from_str(text, Format::HttpDate).ok());
+        if let (Some(theirs), Some(ours)) = (theirs, now(components)) {
+            let ahead = timestamp(ours).seconds.saturating_sub(theirs.secs());
+            self.0.clock_ahead.store(ahead, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        cfg: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let response = context.response();
+        let (Ok(_), Some(bytes)) = (context.output_or_error(), response.body().bytes()) else {
+            return Ok(());
+        };
+        let _outside = CAPTURED.try_with(|slot| {
+            slot.borrow_mut().push(Captured {
+                operation: name_of(cfg),
+                request: response.request_id().map(str::to_owned),
+                bytes: bytes.to_vec(),
+                content_type: response.headers().get("content-type").map(str::to_owned),
+            });
+        });
+        Ok(())
+    }
+
+    fn read_after_attempt(
+        &self,
+        context: &FinalizerInterceptorContextRef<'_>,
+        components: &RuntimeComponents,
+        cfg: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if self.0.log.is_none() {
+            return Ok(());
+        }
+        let name = name_of(cfg);
+        let (service, operation) = name.split_once(':').unwrap_or(("", &name));
+        let response = context.response();
+        let error = match context.output_or_error() {
+            Some(Err(error)) if error.is_timeout_error() => Some("timed out"),
+            Some(Err(error)) if error.is_connector_error() => Some("no answer"),
+            Some(Err(error)) if error.is_operation_error() => Some("refused"),
+            Some(Err(_)) => Some("other"),
+            _ => None,
+        };
+        self.log(&json!({
+            "time": now(components).map(|time| timestamp(time).to_string()),
+            "service": service,
+            "operation": operation,
+            "attempt": cfg.load::<RequestAttempts>().map(RequestAttempts::attempts),
+            "status": response.map(|response| response.status().as_u16()),
+            "request": response.and_then(RequestId::request_id),
+            "error": error,
+            "ms": cfg.load::<Began>().map(|began| began.0.elapsed().as_secs_f64() * 1000.0),
+        }));
+        Ok(())
+    }
+}

@@ -1,0 +1,169 @@
+//! The SDK's clients, one for each service and way of trying.
+//!
+//! Purpose: time-outs, retries and the interceptor that every call passes, in one place. Touches the network only when a
+//! client is used. Never decides what is called.
+//!
+//! - Ordinary clients repeat what failed, with backoff: only calls that may be repeated harmlessly go through them.
+//! - `…_once` clients never repeat: for calls that would make a second thing ([`Change::creates`](cleanroom_cloud::Change::creates)).
+//! - `ec2_first` never repeats, never waits for a rate limit, and gives up fast, so that its caller can ask again at
+//!   once: for closing what is open.
+
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_smithy_runtime::client::retries::{RetryPartition, TokenBucket};
+use aws_smithy_types::{retry::RetryConfig, timeout::TimeoutConfig};
+
+use crate::calls::Calls;
+
+/// Everything that the adapters call through.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    pub(crate) ec2: aws_sdk_ec2::Client,
+    pub(crate) ec2_once: aws_sdk_ec2::Client,
+    pub(crate) ec2_first: aws_sdk_ec2::Client,
+    pub(crate) autoscaling: aws_sdk_autoscaling::Client,
+    pub(crate) autoscaling_once: aws_sdk_autoscaling::Client,
+    pub(crate) elbv2: aws_sdk_elasticloadbalancingv2::Client,
+    pub(crate) elb: aws_sdk_elasticloadbalancing::Client,
+    pub(crate) iam: aws_sdk_iam::Client,
+    pub(crate) s3: aws_sdk_s3::Client,
+    pub(crate) sns: aws_sdk_sns::Client,
+    pub(crate) sts: aws_sdk_sts::Client,
+    pub(crate) kms: aws_sdk_kms::Client,
+    pub(crate) cloudtrail: aws_sdk_cloudtrail::Client,
+    pub(crate) guardduty: aws_sdk_guardduty::Client,
+    pub(crate) cloudformation: aws_sdk_cloudformation::Client,
+    pub(crate) quotas: aws_sdk_servicequotas::Client,
+    /// The evidence bucket, where one is configured.
+    pub(crate) bucket: Option<String>,
+    /// The ARN of the team's topic, where one is configured.
+    pub(crate) topic: Option<String>,
+    /// The Region that is called.
+    pub(crate) region: String,
+    /// What the interceptor learned on the way: the clock's skew.
+    pub(crate) calls: Calls,
+}
+
+/// One way of trying: how long, how often, on whose account.
+struct Way {
+    timeouts: TimeoutConfig,
+    retries: RetryConfig,
+    quota: TokenBucket,
+}
+
+impl Way {
+    /// Repeated: up to six attempts within thirty seconds.
+    fn patient() -> Self {
+        Self {
+            timeouts: timeouts(10, 30),
+            retries: RetryConfig::standard()
+                .with_max_attempts(6)
+                .with_initial_backoff(Duration::from_millis(100))
+                .with_max_backoff(Duration::from_secs(3)),
+            // The SDK's own quota (100 failed attempts) is meant for a service under overload. An incident with
+            // hundreds of instances under throttling runs dry of it, and then nothing is retried at all.
+            quota: TokenBucket::builder().capacity(10_000).refill_rate(100.0).build(),
+        }
+    }
+
+    /// Once, with all the time that snapshotting many volumes takes.
+    fn once() -> Self {
+        Self {
+            timeouts: timeouts(60, 60),
+            retries: RetryConfig::disabled(),
+            quota: TokenBucket::unlimited(),
+        }
+    }
+
+    /// Once and fast.
+    fn first() -> Self {
+        Self {
+            timeouts: timeouts(5, 5),
+            retries: RetryConfig::disabled(),
+            quota: TokenBucket::unlimited(),
+        }
+    }
+}
+
+/// Time-outs of one attempt and of all of them, in seconds.
+fn timeouts(attempt: u64, operation: u64) -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(3))
+        .operation_attempt_timeout(Duration::from_secs(attempt))
+        .operation_timeout(Duration::from_secs(operation))
+        .build()
+}
+
+/// The configuration of a service's client that tries in a given way. Each service has types of its own for the
+/// same thing, which only a macro can span.
+macro_rules! config {
+    ($sdk:ident, $shared:expr, $calls:expr, $way:expr) => {{
+        let way: Way = $way;
+        $sdk::config::Builder::from($shared)
+            .timeout_config(way.timeouts)
+            .retry_config(way.retries)
+            .retry_partition(
+                RetryPartition::custom(stringify!($sdk)).token_bucket(way.quota).build(),
+            )
+            .interceptor($calls.clone())
+    }};
+}
+
+/// A service's client that tries in a given way.
+macro_rules! client {
+    ($sdk:ident, $shared:expr, $calls:expr, $way:expr) => {
+        $sdk::Client::from_conf(config!($sdk, $shared, $calls, $way).build())
+    };
+}
+
+impl Clients {
+    /// Clients that share one configuration, one pool of connections and one interceptor. Sends nothing.
+    pub(crate) fn new(
+        shared: &SdkConfig,
+        calls: Calls,
+        bucket: Option<String>,
+        topic: Option<String>,
+    ) -> Self {
+        // An emulator is one host without a name for each bucket.
+        let s3 = config!(aws_sdk_s3, shared, calls, Way::patient())
+            .force_path_style(has_own_s3_endpoint(shared))
+            .build();
+        Self {
+            ec2: client!(aws_sdk_ec2, shared, calls, Way::patient()),
+            ec2_once: client!(aws_sdk_ec2, shared, calls, Way::once()),
+            ec2_first: client!(aws_sdk_ec2, shared, calls, Way::first()),
+            autoscaling: client!(aws_sdk_autoscaling, shared, calls, Way::patient()),
+            autoscaling_once: client!(aws_sdk_autoscaling, shared, calls, Way::once()),
+            elbv2: client!(aws_sdk_elasticloadbalancingv2, shared, calls, Way::patient()),
+            elb: client!(aws_sdk_elasticloadbalancing, shared, calls, Way::patient()),
+            iam: client!(aws_sdk_iam, shared, calls, Way::patient()),
+            s3: aws_sdk_s3::Client::from_conf(s3),
+            sns: client!(aws_sdk_sns, shared, calls, Way::patient()),
+            sts: client!(aws_sdk_sts, shared, calls, Way::patient()),
+            kms: client!(aws_sdk_kms, shared, calls, Way::patient()),
+            cloudtrail: client!(aws_sdk_cloudtrail, shared, calls, Way::patient()),
+            guardduty: client!(aws_sdk_guardduty, shared, calls, Way::patient()),
+            cloudformation: client!(aws_sdk_cloudformation, shared, calls, Way::patient()),
+            quotas: client!(aws_sdk_servicequotas, shared, calls, Way::patient()),
+            bucket,
+            topic,
+            region: shared.region().map(ToString::to_string).unwrap_or_default(),
+            calls,
+        }
+    }
+}
+
+/// Whether S3 is reached under an address of the user's own (`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_S3`, or the profile).
+fn has_own_s3_endpoint(shared: &SdkConfig) -> bool {
+    let key = aws_types::service_config::ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build();
+    let for_s3 = match (shared.service_config(), key) {
+        (Some(config), Ok(key)) => config.load_config(key),
+        _ => None,
+    };
+    for_s3.is_some() || shared.endpoint_url().is_some()
+}
