@@ -148,8 +148,8 @@ pub trait Inventory: Send + Sync {
     async fn find_group(&self, vpc: &VpcId, name: &str) -> Result<Option<SecurityGroup>>;
     /// One group.
     async fn get_group(&self, group: &GroupId) -> Result<SecurityGroup>;
-    /// The network ACL that a subnet uses.
-    async fn acl(&self, subnet: &str) -> Result<NetworkAcl>;
+    /// All network ACLs of a VPC.
+    async fn acls(&self, vpc: &VpcId) -> Result<Vec<NetworkAcl>>;
 
     /// Its Auto Scaling group.
     async fn membership(&self, instance: &InstanceId) -> Result<Option<Membership>>;

@@ -22,6 +22,8 @@ pub struct Volume {
     pub product_codes: Vec<String>,
     /// The instances it is attached to, with the device name.
     pub attached: Vec<(InstanceId, String)>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// A snapshot's state.
