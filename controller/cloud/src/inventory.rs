@@ -142,6 +142,8 @@ pub trait Inventory: Send + Sync {
 
     /// All its interfaces, the primary first.
     async fn interfaces(&self, instance: &InstanceId) -> Result<Vec<Interface>>;
+    /// One interface.
+    async fn get_interface(&self, interface: &InterfaceId) -> Result<Interface>;
     /// Whether the interface is given a public address on its own.
     async fn auto_public_address(&self, interface: &InterfaceId) -> Result<bool>;
     /// The groups of this name in the VPC: none or one.
