@@ -1,7 +1,7 @@
 //! Worlds to begin a test with.
 //!
-//! Purpose: whole and plausible states of an account, from the plain instance to a fleet. Every address is of the blocks that RFC
-//! 5737 and RFC 3849 keep for documentation, or private.
+//! Purpose: whole and plausible states of an account, from the plain instance to a fleet. Every address is of
+//! the blocks that RFC 5737 and RFC 3849 keep for documentation, or private.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,8 +50,8 @@ const SUFFIX: &str = "0123456789abcdef0";
 const LAST_ENTRY: i32 = 32_767;
 
 impl World {
-    /// One instance with one volume, one interface and one security group, and nothing else: no public address, no profile, no
-    /// Auto Scaling group, no load balancer.
+    /// One instance with one volume, one interface and one security group, and nothing else: no public
+    /// address, no profile, no Auto Scaling group, no load balancer.
     #[must_use]
     pub fn plain() -> Self {
         let mut world = Self::empty();
@@ -59,10 +59,11 @@ impl World {
         world
     }
 
-    /// Everything at once: 3 volumes, of which one is encrypted under `aws/ebs`; 2 interfaces with different groups, the primary with an
-    /// Elastic IP, an IPv6 address and the automatic public address on; an Auto Scaling group of 2 with a termination hook, whose
-    /// health the load balancers decide; a target group of instances, one of addresses, and a classic load balancer; a profile
-    /// with another name than its role's; a user whose key the instance's session made; a GuardDuty finding; tags.
+    /// Everything at once: 3 volumes, of which one is encrypted under `aws/ebs`; 2 interfaces with different
+    /// groups, the primary with an Elastic IP, an IPv6 address and the automatic public address on; an Auto
+    /// Scaling group of 2 with a termination hook, whose health the load balancers decide; a target group of
+    /// instances, one of addresses, and a classic load balancer; a profile with another name than its role's;
+    /// a user whose key the instance's session made; a GuardDuty finding; tags.
     #[must_use]
     pub fn full() -> Self {
         let mut world = Self::plain();
@@ -76,8 +77,8 @@ impl World {
         world
     }
 
-    /// One instance with `count` interfaces, each with a security group of its own, in an Auto Scaling group, two target groups and a
-    /// classic load balancer; no public address.
+    /// One instance with `count` interfaces, each with a security group of its own, in an Auto Scaling group,
+    /// two target groups and a classic load balancer; no public address.
     #[must_use]
     pub fn interfaces(count: u8) -> Self {
         let mut world = Self::plain();
@@ -88,7 +89,8 @@ impl World {
         world
     }
 
-    /// `count` plain instances in one VPC, named `fleet-0000` and so on, the first ten of them in one Auto Scaling group.
+    /// `count` plain instances in one VPC, named `fleet-0000` and so on, the first ten of them in one Auto
+    /// Scaling group.
     #[must_use]
     pub fn fleet(count: u16) -> Self {
         let mut world = Self::empty();
@@ -174,7 +176,7 @@ impl World {
     fn add_volumes(&mut self) {
         let suspect = id(INSTANCE);
         for (n, device, size) in [(1_u8, "/dev/sdf", 100), (2, "/dev/sdg", 500)] {
-            let volume = volume_id(&format!("vol-0{n}23456789abcdef0"));
+            let volume = volume_id(&format!("vol-0{n}fedcba987654321"));
             let mut plain = plain_volume(&volume, &suspect, device, size);
             plain.encrypted = n == 1;
             plain.key = plain.encrypted.then(|| AWS_MANAGED_KEY.to_owned());

@@ -1,7 +1,7 @@
 //! What goes wrong, and when.
 //!
-//! Purpose: to decide for each call whether it is let through. Decides by counting, by a seeded generator and by the
-//! world's clock, so that the same test meets the same faults. Touches nothing but its own counts.
+//! Purpose: to decide for each call whether it is let through. Decides by counting, by a seeded generator and
+//! by the world's clock, so that the same test meets the same faults. Touches nothing but its own counts.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use cleanroom_cloud::ErrorKind;
 /// One way for a call to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// An error of this kind, nothing done; [`ErrorKind::Ambiguous`] is then a request that was lost on its way.
+    /// An error of this kind, nothing done; [`ErrorKind::Ambiguous`] is then a request that was lost on its
+    /// way.
     Refuse(ErrorKind),
     /// Done, but the answer is an [`ErrorKind::Ambiguous`] error.
     LoseAnswer,
@@ -29,8 +30,8 @@ pub enum At {
     Call(u64),
     /// The n-th call that changes something, in the bucket and the topic too.
     Change(u64),
-    /// The n-th call whose [text](crate::CallRecord::text) contains this: `s3:`, `ec2:CreateSnapshots`, `eni-0123`,
-    /// `set_groups`.
+    /// The n-th call whose [text](crate::CallRecord::text) contains this: `s3:`, `ec2:CreateSnapshots`,
+    /// `eni-0123`, `set_groups`.
     Matching(String, u64),
 }
 
@@ -88,7 +89,8 @@ impl Faults {
         self.outages.retain(|o| o.service != service);
     }
 
-    /// The fate of one call. Every plan counts every call that it is about, also those that another fault takes.
+    /// The fate of one call. Every plan counts every call that it is about, also those that another fault
+    /// takes.
     pub(crate) fn decide(&mut self, text: &str, mutates: bool, now: Duration) -> Option<Fault> {
         let mut fate = None;
         for plan in &mut self.planned {

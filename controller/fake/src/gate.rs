@@ -1,11 +1,11 @@
 //! The one way into the fake cloud.
 //!
-//! Purpose: every call of every port passes [`FakeCloud::call`], which writes it down, takes its time and lets it fail. Touches
-//! tokio's clock and nothing else of the outside; a paused clock makes it all deterministic. The lock on the world is never
-//! held over an await.
+//! Purpose: every call of every port passes [`FakeCloud::call`], which writes it down, takes its time and lets
+//! it fail. Touches tokio's clock and nothing else of the outside; a paused clock makes it all deterministic.
+//! The lock on the world is never held over an await.
 //!
-//! A call takes effect half a latency before its answer, so that dropping its future, as a time-out does, leaves it done
-//! or not done, as in life. tokio's timer counts whole milliseconds.
+//! A call takes effect half a latency before its answer, so that dropping its future, as a time-out does,
+//! leaves it done or not done, as in life. tokio's timer counts whole milliseconds.
 
 use std::{
     collections::VecDeque,
@@ -55,8 +55,8 @@ pub enum Outcome {
 pub struct CallRecord {
     /// Its place, from 1.
     pub n: u64,
-    /// The operation, `ec2:CreateSnapshots`. Where the real adapter makes several, the first of them that gives the
-    /// answer.
+    /// The operation, `ec2:CreateSnapshots`. Where the real adapter makes several, the first of them that
+    /// gives the answer.
     pub operation: String,
     /// What it was about.
     pub resource: String,
@@ -261,8 +261,9 @@ impl FakeCloud {
         self.state().calls.iter().filter(|c| c.mutates).cloned().collect()
     }
 
-    /// The calls that led to call `n`, by time: before each, the call that ended last before it began. Under a paused clock with
-    /// nothing else that waits, that is the chain of calls each of which waited for the one before.
+    /// The calls that led to call `n`, by time: before each, the call that ended last before it began. Under a
+    /// paused clock with nothing else that waits, that is the chain of calls each of which waited for the one
+    /// before.
     #[must_use]
     pub fn chain_to(&self, n: u64) -> Vec<CallRecord> {
         let calls = self.calls();
@@ -289,7 +290,8 @@ impl FakeCloud {
         self.state().slow.push((matching.to_owned(), by));
     }
 
-    /// Lets reads of EC2 show the world as it was this long ago, where changes through the ports made it different since.
+    /// Lets reads of EC2 show the world as it was this long ago, where changes through the ports made it
+    /// different since.
     pub fn stale(&self, age: Duration) {
         let mut state = self.state();
         state.stale = age;
@@ -311,7 +313,8 @@ impl FakeCloud {
         self.state().faults.storm(storm);
     }
 
-    /// Makes a service unreachable until [`FakeCloud::end_outage`]: operations that start with `s3:`, `sns:`, `ec2:`.
+    /// Makes a service unreachable until [`FakeCloud::end_outage`]: operations that start with `s3:`, `sns:`,
+    /// `ec2:`.
     pub fn outage(&self, service: &str) {
         self.state().faults.outage(service, Duration::ZERO, None);
     }
@@ -337,8 +340,8 @@ impl FakeCloud {
         *self.process.dead.borrow()
     }
 
-    /// Waits until this process dies: what a test runs beside the code that is to be killed, dropping it then. A process that
-    /// died gets no answer any more, whatever task asks.
+    /// Waits until this process dies: what a test runs beside the code that is to be killed, dropping it then.
+    /// A process that died gets no answer any more, whatever task asks.
     pub async fn died(&self) {
         // The sender lives as long as this handle, so that waiting ends with the death only.
         let _ = self.process.dead.subscribe().wait_for(|dead| *dead).await;
@@ -357,7 +360,8 @@ impl FakeCloud {
         &self.shared.bucket
     }
 
-    /// Makes one call: written down, delayed, and failed where that is its fate; `act` is what it does to the world.
+    /// Makes one call: written down, delayed, and failed where that is its fate; `act` is what it does to the
+    /// world.
     pub(crate) async fn call<T: Send>(
         &self,
         call: Call,

@@ -1,7 +1,7 @@
 //! What is there, read from the world.
 //!
-//! Purpose: the `Inventory` port. Never changes the world. Each method says where it takes more than one request one after another
-//! in the real adapter; what goes out at once counts as one.
+//! Purpose: the `Inventory` port. Never changes the world. Each method says where it takes more than one
+//! request one after another in the real adapter; what goes out at once counts as one.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! What happens by itself, some time after a call.
 //!
-//! Purpose: to let a world catch up with the clock: snapshots complete, addresses come and go, health checks end what they
-//! can not reach. Touches the world it is given. Never waits: time passes only between calls.
+//! Purpose: to let a world catch up with the clock: snapshots complete, addresses come and go, health checks
+//! end what they can not reach. Touches the world it is given. Never waits: time passes only between calls.
 
 use std::time::Duration;
 
@@ -119,8 +119,8 @@ impl World {
         }
     }
 
-    /// A member in service that its load balancers can not reach is ended, unless one of the processes that do it is
-    /// suspended. Termination protection does not keep Auto Scaling from it.
+    /// A member in service that its load balancers can not reach is ended, unless one of the processes that do
+    /// it is suspended. Termination protection does not keep Auto Scaling from it.
     fn check_health(&mut self, id: &InstanceId) {
         if !self.is_unreachable(id) {
             return;
@@ -179,8 +179,8 @@ impl World {
         }
     }
 
-    /// Ends an instance: its interfaces go, and so do the volumes that are to be deleted with it; the others are left
-    /// unattached.
+    /// Ends an instance: its interfaces go, and so do the volumes that are to be deleted with it; the others
+    /// are left unattached.
     pub fn terminate(&mut self, id: &InstanceId) {
         let clock = self.clock;
         let Some(machine) = self.machines.get_mut(id) else { return };

@@ -1,8 +1,8 @@
 //! A cloud in memory behind the controller's ports: for tests and benchmarks.
 //!
-//! Purpose: a stateful [`World`] that behaves as AWS does where the controller's rules depend on it, behind every port of
-//! `cleanroom-cloud`, with latency, faults and a log of every call. It stands at the ports, above the adapter's own retries: a
-//! fault here is what remains after them.
+//! Purpose: a stateful [`World`] that behaves as AWS does where the controller's rules depend on it, behind
+//! every port of `cleanroom-cloud`, with latency, faults and a log of every call. It stands at the ports,
+//! above the adapter's own retries: a fault here is what remains after them.
 //!
 //! Touches memory and tokio's clock, which tests pause. Never the network, a file or the real time of day.
 

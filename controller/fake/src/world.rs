@@ -249,7 +249,8 @@ pub struct World {
     pub events: Vec<TrailEvent>,
     /// CloudFormation stacks' outputs.
     pub stacks: BTreeMap<String, BTreeMap<String, String>>,
-    /// Questions for the record that are not answered, by [`Question::file_name`](cleanroom_cloud::Question::file_name).
+    /// Questions for the record that are not answered, by
+    /// [`Question::file_name`](cleanroom_cloud::Question::file_name).
     pub unanswered: BTreeMap<String, ErrorKind>,
     /// The evidence bucket.
     pub bucket: Bucket,
@@ -317,8 +318,8 @@ impl World {
         })
     }
 
-    /// Whether the load balancers' health checks can not reach the instance: no rule lets anything in by its primary
-    /// interface.
+    /// Whether the load balancers' health checks can not reach the instance: no rule lets anything in by its
+    /// primary interface.
     pub(crate) fn is_unreachable(&self, id: &InstanceId) -> bool {
         self.machines
             .get(id)
@@ -378,8 +379,8 @@ pub(crate) fn open_rules() -> Vec<Rule> {
         .to_vec()
 }
 
-/// Brings an interface's own state in line with its groups. Flows that were tracked end only here: untracked while everything
-/// is allowed, they have nothing to go on with when at once nothing is.
+/// Brings an interface's own state in line with its groups. Flows that were tracked end only here: untracked
+/// while everything is allowed, they have nothing to go on with when at once nothing is.
 fn look_at(
     card: &mut Card,
     groups: &BTreeMap<GroupId, SecurityGroup>,

@@ -1,7 +1,7 @@
 //! What changes the world through the port: each change, done or refused as AWS would.
 //!
-//! Purpose: the `Hands` port. A change is checked in full before anything is touched, so that a refused one has done
-//! nothing.
+//! Purpose: the `Hands` port. A change is checked in full before anything is touched, so that a refused one
+//! has done nothing.
 
 mod compute;
 mod identity;
@@ -18,8 +18,8 @@ use crate::{
     world::World,
 };
 
-/// How many requests a change takes one after another in the real adapter: emptying a group reads its rules, then revokes both
-/// directions at once; opening one authorises both directions at once.
+/// How many requests a change takes one after another in the real adapter: emptying a group reads its rules,
+/// then revokes both directions at once; opening one authorises both directions at once.
 fn links(change: &Change) -> u32 {
     match change {
         Change::EmptyGroup { .. } => 2,

@@ -1,4 +1,5 @@
-//! Auto Scaling groups, target groups, classic load balancers. Touches those of the world, and launches replacements.
+//! Auto Scaling groups, target groups, classic load balancers. Touches those of the world, and launches
+//! replacements.
 
 use cleanroom_cloud::{Change, InstanceState, Made, Target, TargetGroupArn};
 use cleanroom_contract::InstanceId;
@@ -81,7 +82,8 @@ impl World {
         })
     }
 
-    /// The desired capacity stays, so a replacement is launched at once. What is no member any more is no error.
+    /// The desired capacity stays, so a replacement is launched at once. What is no member any more is no
+    /// error.
     fn detach(&mut self, id: &InstanceId, name: &str) -> Answered<()> {
         let scaling = self.group_mut(name)?;
         let Ok((_, state, _)) = scaling.member(id) else { return Ok(()) };
@@ -203,7 +205,8 @@ impl World {
         Ok(())
     }
 
-    /// What is registered drains, and is gone in its time. What is not registered, or with what is no more, is no error.
+    /// What is registered drains, and is gone in its time. What is not registered, or with what is no more, is
+    /// no error.
     fn deregister(&mut self, arn: &TargetGroupArn, target: &Target) {
         let drain = self.times.drain;
         let Some(group) = self.target_groups.get_mut(arn) else { return };

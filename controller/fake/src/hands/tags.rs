@@ -10,7 +10,8 @@ use crate::{
 };
 
 impl World {
-    /// Refuses tags that EC2 would refuse (EC2 user guide, "Tag restrictions"), on a resource that has `had` already.
+    /// Refuses tags that EC2 would refuse (EC2 user guide, "Tag restrictions"), on a resource that has `had`
+    /// already.
     pub(crate) fn check_tags(&self, had: &Tags, new: &Tags) -> Answered<()> {
         for (key, value) in new {
             let invalid = |what: &str| Problem::refused("InvalidParameterValue", what.to_owned());
