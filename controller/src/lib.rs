@@ -1,1 +1,14 @@
-//! Containment.
+//! Contains an EC2 instance and preserves its evidence.
+//!
+//! Purpose: the steps of a response and their order, against the ports of `cleanroom-cloud`. One implementation of
+//! each step, for every door to it. Touches the cloud through the ports only, and this machine's disk
+//! in the spool only. Never names an SDK's type, and never deletes what is evidence.
+
+pub mod case;
+pub mod claim;
+pub mod engine;
+pub mod flow;
+pub mod journal;
+pub mod original;
+pub mod progress;
+pub mod steps;

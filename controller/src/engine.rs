@@ -1,0 +1,259 @@
+//! Reaches goals: looks, says what it will do, does it, looks again.
+//!
+//! Purpose: the one way in which a goal is worked at, for every goal and in both directions. Changes go through
+//! [`Hands`](cleanroom_cloud::Hands) and are announced in the custody log before and told after. Never undoes: an error ends in a shortfall that
+//! says what is not done.
+
+use std::time::Duration;
+
+use cleanroom_cloud::{Change, CloudError, Made};
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use crate::{
+    case::{Assessment, Case, Goal, History, Shortfall},
+    journal::event::{Body, Outcome},
+    progress::Event,
+};
+
+/// In which direction a goal is worked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Towards containment.
+    Respond,
+    /// Towards what was recorded.
+    Release,
+}
+
+/// How a goal ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whether a look found nothing left to do.
+    pub reached: bool,
+    /// Whether nothing was out of reach either.
+    pub whole: bool,
+    /// What was carried out by this run.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// How many looks may find work to do that is refused or undone again and again.
+const MOST_ROUNDS: usize = 24;
+
+/// Works at a goal until a look finds nothing left to do, nothing more can be done, or its bound has passed.
+pub async fn ensure(case: &Case, goal: &dyn Goal, direction: Direction) -> Ended {
+    let instance = &case.scene.instance;
+    let step = goal.step();
+    case.progress.tell(Event::Started { instance: instance.clone(), step, goal: goal.name() });
+    let ended = work(case, goal, direction).await;
+    let reached = ended.reached;
+    case.progress.tell(Event::Ended {
+        instance: instance.clone(),
+        step,
+        goal: goal.name(),
+        reached,
+    });
+    ended
+}
+
+async fn look(
+    case: &Case,
+    goal: &dyn Goal,
+    direction: Direction,
+    history: &History,
+) -> cleanroom_cloud::Result<Assessment> {
+    match direction {
+        Direction::Respond => goal.look(&case.scene, history).await,
+        Direction::Release => goal.look_back(&case.scene, history).await,
+    }
+}
+
+/// What ends the work at a goal before it is reached.
+struct GivenUp(String);
+
+/// One goal being worked at.
+struct Work<'a> {
+    case: &'a Case,
+    goal: &'a dyn Goal,
+    direction: Direction,
+    history: History,
+    outcomes: Vec<Outcome>,
+    ends: Instant,
+    pause: Duration,
+    whole: bool,
+    /// Looks that still wait for something to show whose making was never confirmed.
+    settle: u32,
+}
+
+impl Work<'_> {
+    fn label(&self) -> String {
+        let back = if self.direction == Direction::Release { "release:" } else { "" };
+        format!("{back}{}:{}", self.goal.step(), self.goal.name())
+    }
+
+    /// Waits a little longer each time, but not past the end.
+    async fn rest(&mut self) -> Result<(), GivenUp> {
+        if Instant::now() >= self.ends {
+            return Err(GivenUp("the time for it has passed".to_owned()));
+        }
+        tokio::time::sleep_until((Instant::now() + self.pause).min(self.ends)).await;
+        self.pause = (self.pause * 2).min(self.case.bounds.poll);
+        Ok(())
+    }
+
+    /// A look that is tried again as long as trying may help.
+    async fn look(&mut self) -> Result<Assessment, GivenUp> {
+        loop {
+            match look(self.case, self.goal, self.direction, &self.history).await {
+                Ok(assessment) => return Ok(assessment),
+                Err(error) if error.is_transient() => {
+                    self.rest().await.map_err(|_| GivenUp(error.to_string()))?;
+                }
+                Err(error) => return Err(GivenUp(error.to_string())),
+            }
+        }
+    }
+
+    /// Carries out changes, all at once.
+    async fn act(&mut self, changes: Vec<Change>) -> Result<(), GivenUp> {
+        let step = Some(self.goal.step());
+        let intent = Body::Intent { goal: self.label(), changes: changes.clone() };
+        self.case.journal.append(step, intent).await;
+        let hands = &self.case.hands;
+        let results = join_all(changes.iter().map(|change| hands.apply(change))).await;
+        let mut outcomes = Vec::with_capacity(changes.len());
+        let mut transient = false;
+        for (change, result) in changes.into_iter().zip(results) {
+            self.tell(&change, result.as_ref().err());
+            transient |= result.as_ref().is_err_and(CloudError::is_transient);
+            if change.creates() && result.as_ref().is_err_and(CloudError::is_ambiguous) {
+                self.settle = 5;
+            }
+            outcomes.push(outcome(change, result, &mut self.history));
+        }
+        self.outcomes.extend(outcomes.iter().cloned());
+        self.case.journal.append(step, Body::Done { goal: self.label(), outcomes }).await;
+        if transient {
+            self.rest().await?;
+        } else {
+            self.pause = Duration::from_millis(200);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, change: &Change, error: Option<&CloudError>) {
+        self.case.progress.tell(Event::Change {
+            instance: self.case.scene.instance.clone(),
+            step: self.goal.step(),
+            change: change.to_string(),
+            operation: change.operation(),
+            resource: change.resource(),
+            error: error.map(ToString::to_string),
+        });
+    }
+
+    /// Tells that something takes its time, and waits for the next look.
+    async fn wait(&mut self, what: &str, bound: Duration, began: Instant) -> Result<(), GivenUp> {
+        // What takes its time has a bound of its own, sized by the work.
+        self.ends = self.ends.max(began + bound);
+        self.case.progress.tell(Event::Waiting {
+            instance: self.case.scene.instance.clone(),
+            step: self.goal.step(),
+            what: what.to_owned(),
+        });
+        self.rest().await.map_err(|_| GivenUp(format!("{what} took longer than {bound:?}")))
+    }
+
+    async fn run(&mut self) -> Result<(), GivenUp> {
+        let began = Instant::now();
+        let mut rounds = 0;
+        loop {
+            let mut seen = self.look().await?;
+            for note in std::mem::take(&mut seen.notes) {
+                self.case.note(note);
+            }
+            // What was refused for good is not asked for again.
+            let (refused, now): (Vec<_>, Vec<_>) = std::mem::take(&mut seen.now)
+                .into_iter()
+                .partition(|change| self.history.refusal(|c| c == change).is_some());
+            let looking_for_made = self.settle > 0 && now.iter().any(Change::creates);
+            if now.is_empty() {
+                if let Some((what, bound)) = seen.waiting.take() {
+                    self.wait(&what, bound, began).await?;
+                    continue;
+                }
+                self.whole = seen.short.is_empty();
+                for shortfall in seen.short {
+                    self.case.short(shortfall);
+                }
+                return self.reached(&refused).await;
+            }
+            if looking_for_made {
+                // It may have been made, and not show yet: look for a bounded time before making another.
+                self.settle -= 1;
+                self.rest().await?;
+                continue;
+            }
+            rounds += 1;
+            if rounds > MOST_ROUNDS {
+                return Err(GivenUp("it is undone as fast as it is done".to_owned()));
+            }
+            self.act(now).await?;
+        }
+    }
+
+    async fn reached(&self, refused: &[Change]) -> Result<(), GivenUp> {
+        if let Some(change) = refused.first() {
+            let why = self.history.refusal(|c| c == change).unwrap_or_default();
+            return Err(GivenUp(format!("{change} on {}: {why}", change.resource())));
+        }
+        if !self.outcomes.is_empty() {
+            let body = Body::Reached { goal: self.label() };
+            self.case.journal.append(Some(self.goal.step()), body).await;
+        }
+        Ok(())
+    }
+}
+
+fn outcome(
+    change: Change,
+    result: cleanroom_cloud::Result<Made>,
+    history: &mut History,
+) -> Outcome {
+    match result {
+        Ok(made) => {
+            history.applied.push(change.clone());
+            Outcome { change, made: Some(made), error: None }
+        }
+        Err(error) => {
+            let why = error.to_string();
+            // A taken name means that somebody else made it: the next look finds it.
+            if !error.is_transient() && error.kind != cleanroom_cloud::ErrorKind::Conflict {
+                history.refused.push((change.clone(), why.clone()));
+            }
+            Outcome { change, made: None, error: Some(why) }
+        }
+    }
+}
+
+async fn work(case: &Case, goal: &dyn Goal, direction: Direction) -> Ended {
+    let mut work = Work {
+        case,
+        goal,
+        direction,
+        history: History::default(),
+        outcomes: Vec::new(),
+        ends: Instant::now() + case.bounds.goal,
+        pause: Duration::from_millis(200),
+        whole: true,
+        settle: 0,
+    };
+    let ended = work.run().await;
+    if let Err(GivenUp(why)) = &ended {
+        case.short(Shortfall {
+            step: goal.step(),
+            what: format!("{} of {} is not done: {why}", work.label(), case.scene.instance),
+            advice: "run respond again once that is mended: it goes on where it was".to_owned(),
+        });
+    }
+    Ended { reached: ended.is_ok(), whole: ended.is_ok() && work.whole, outcomes: work.outcomes }
+}

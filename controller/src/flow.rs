@@ -1,0 +1,491 @@
+//! The order of the steps, and nothing else.
+//!
+//! Isolation waits for the claim, what release needs, the guards, the Auto Scaling detach, and `CreateSnapshots` having
+//! returned, each within its bound. Everything else runs beside it or after. Nothing here undoes anything.
+
+pub mod close;
+pub mod find;
+pub mod plan;
+pub mod preflight;
+pub mod recover;
+pub mod release;
+mod report;
+pub mod status;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use cleanroom_cloud::{CloudError, Instance};
+use cleanroom_contract::CaseId;
+use futures_util::future::join_all;
+use tokio::{task::JoinHandle, time::timeout};
+
+pub use self::report::Report;
+use crate::{
+    case::{Case, Goal, Run, Scene, Shortfall, Step, lock},
+    claim::{self, ClaimError, Claimer},
+    engine::{Direction, Ended, ensure},
+    journal::{Journal, Ledger, Spool, Writer, error_chain, event::Body},
+    original::{self, Known, Original},
+    progress::Event,
+    steps::{
+        detach, isolate, notify, notify::Milestone, protect, record, revoke, snapshot, tag, verify,
+    },
+};
+
+/// Why a response does not begin, or a command on a case can not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum FlowError {
+    /// The instance is not to be contained.
+    #[error("verify")]
+    Refused(#[from] verify::Refusal),
+    /// The claim is somebody else's, or the store failed and custody is required.
+    #[error("claim the instance")]
+    Claim(#[from] ClaimError),
+    /// The custody log can not be read.
+    #[error("custody log")]
+    Journal(#[from] crate::journal::JournalError),
+    /// The cloud does not answer.
+    #[error("look at {what}")]
+    Cloud {
+        /// At what.
+        what: String,
+        /// What it said.
+        source: CloudError,
+    },
+    /// The custody log can not be written, and people required it.
+    #[error("the custody log of {case} can not be written, and --require-custody was given: {why}")]
+    Custody {
+        /// The case.
+        case: CaseId,
+        /// Why.
+        why: String,
+    },
+    /// There is no such case, or it is not in a state for this.
+    #[error("{0}")]
+    Case(String),
+}
+
+/// What is asked of a response.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The instance, as just described.
+    pub instance: Instance,
+    /// The case that people named.
+    pub case: Option<CaseId>,
+    /// A person's reason.
+    pub reason: Option<String>,
+}
+
+/// Contains one instance and preserves its evidence, going on where an earlier run was.
+///
+/// # Errors
+/// When the instance is not to be contained. What fails after that is a shortfall of the report.
+pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> {
+    let (case, ledger, how) = open(run, request).await?;
+    how.told(&case);
+    if ledger.original.is_some() {
+        close_left_open(&case).await;
+    }
+    let contained = contain(&case, run).await;
+    let preserved = finish(&case, run, contained.is_some()).await;
+    let waiting = record::catch_up(&case).await + case.journal.catch_up().await;
+    Ok(report::Report::of(&case, &how, (contained, preserved), waiting).await)
+}
+
+/// How a case was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Whether the case was there already.
+    pub joined: bool,
+    /// Whether nobody could claim it, since the store was down.
+    pub weak: bool,
+}
+
+impl Opening {
+    fn told(self, case: &Case) {
+        case.progress.tell(Event::Case {
+            instance: case.scene.instance.clone(),
+            case: case.scene.case.clone(),
+            joined: self.joined,
+            weak: self.weak,
+        });
+        if self.weak {
+            case.short(Shortfall {
+                step: Step::Verify,
+                what: "the case could not be claimed in the evidence bucket: a tag marks it".to_owned(),
+                advice: "run respond again once the bucket answers: it claims the case and appends what was spooled".to_owned(),
+            });
+        }
+    }
+}
+
+/// Verifies, claims, and records the instance as it is.
+async fn open(run: &Run, request: &Request) -> Result<(Case, Ledger, Opening), FlowError> {
+    let instance = &request.instance;
+    let inventory = &*run.cloud.inventory;
+    // Findings are worth a second, and no more: a person's word is enough.
+    let findings = timeout(Duration::from_secs(1), inventory.findings(&instance.id));
+    let reading = original::read(inventory, instance.clone(), &run.shared);
+    let reading = timeout(run.bounds.original, reading);
+    verify::decide(instance, &run.caller, &run.policy, request.reason.as_deref(), &[])?;
+    let forensic = forensic_groups(run, instance);
+    let (findings, fresh, forensic, claimed) =
+        tokio::join!(findings, reading, forensic, claim(run, request));
+    let findings = findings.ok().and_then(Result::ok).unwrap_or_default();
+    let reason = request.reason.as_deref();
+    let grounds = verify::decide(instance, &run.caller, &run.policy, reason, &findings)?;
+    let mut fresh = fresh.unwrap_or_else(|_| Original::of(instance.clone()));
+    fresh.exclude(&forensic);
+    let (journal, how) = claimed?;
+    let body = Body::Opened {
+        instance: instance.id.clone(),
+        reason: request.reason.clone(),
+        grounds: grounds.0,
+        original: Box::new(fresh.clone()),
+    };
+    let before = journal.ledger().await;
+    let ledger = journal.open_case(body).await;
+    if run.policy.require_custody
+        && let Some(why) = journal.down().await
+    {
+        return Err(FlowError::Custody { case: journal.case().clone(), why });
+    }
+    let original = ledger.original.clone().unwrap_or(fresh);
+    Ok((case(run, Arc::new(journal), original, &ledger), before, how))
+}
+
+/// Groups of ours in the instance's VPC: an interface that has one is not in its original state.
+async fn forensic_groups(
+    run: &Run,
+    instance: &Instance,
+) -> std::collections::BTreeSet<cleanroom_cloud::GroupId> {
+    let Some(vpc) = &instance.vpc else { return std::collections::BTreeSet::new() };
+    let found = run.cloud.inventory.find_group(vpc, isolate::FORENSIC);
+    let found = timeout(run.bounds.original, found).await.ok().and_then(Result::ok).flatten();
+    found.into_iter().map(|group| group.id).collect()
+}
+
+/// Claims the instance and opens its log. Where the store fails, the case is weak.
+async fn claim(run: &Run, request: &Request) -> Result<(Journal, Opening), FlowError> {
+    let id = &request.instance.id;
+    let now = run.clock.now();
+    let spool = Spool::at(run.spool.clone());
+    let spooled = spool.cases().into_iter().find(|case| claim::is_weak(case, id));
+    let weak = spooled.or_else(|| claim::weak_tag(&request.instance));
+    let claimer = Claimer {
+        caller: &run.caller,
+        nonce: &run.nonce,
+        now,
+        case: request.case.as_ref(),
+        weak: weak.as_ref(),
+    };
+    let writer = Writer {
+        actor: run.caller.arn.clone(),
+        nonce: run.nonce.clone(),
+        clock: run.clock.clone(),
+        bound: run.bounds.custody,
+    };
+    let store = run.cloud.store.clone();
+    let claimed = timeout(run.bounds.custody, claim::claim(&*store, id, &claimer)).await;
+    let why = match claimed {
+        Ok(Ok(claimed)) if claimed.new && weak.is_none() => {
+            let journal = Journal::new(store, claimed.claim.case, writer, spool);
+            return Ok((journal, Opening { joined: false, weak: false }));
+        }
+        Ok(Ok(claimed)) => {
+            let joined = !claimed.new;
+            let journal = Journal::open(store, claimed.claim.case, writer, spool).await;
+            return Ok((journal, Opening { joined, weak: false }));
+        }
+        Ok(Err(error @ ClaimError::Other { .. })) => return Err(error.into()),
+        Ok(Err(error)) if run.policy.require_custody => return Err(error.into()),
+        Ok(Err(error)) => error_chain(&error),
+        Err(_) => "the store did not answer in time".to_owned(),
+    };
+    let case = request.case.clone().or(weak).unwrap_or_else(|| claim::weak(id, now));
+    if run.policy.require_custody {
+        return Err(FlowError::Custody { case, why });
+    }
+    let journal = Journal::new(store, case, writer, spool).down_from_start(why).await;
+    Ok((journal, Opening { joined: false, weak: true }))
+}
+
+/// A case at work.
+pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger: &Ledger) -> Case {
+    let done = ledger.outcomes.iter().filter(|o| o.error.is_none()).map(|o| o.change.clone());
+    Case {
+        scene: Scene {
+            inventory: run.cloud.inventory.clone(),
+            case: journal.case().clone(),
+            instance: original.instance.id.clone(),
+            original: Arc::new(original),
+            done: Arc::new(done.collect()),
+            policy: Arc::new(run.policy.clone()),
+            caller: run.caller.clone(),
+            nonce: run.nonce.clone(),
+            shared: run.shared.clone(),
+        },
+        hands: run.cloud.hands.clone(),
+        notices: run.cloud.notices.clone(),
+        facts: run.cloud.facts.clone(),
+        store: run.cloud.store.clone(),
+        journal,
+        bounds: run.bounds.clone(),
+        progress: run.progress.clone(),
+        tasks: Arc::default(),
+        shortfalls: Arc::default(),
+        notes: Arc::default(),
+    }
+}
+
+/// Closes what an ended process left open, before anything else.
+pub(crate) async fn close_left_open(case: &Case) {
+    match isolate::flush::close_open(case).await {
+        Ok(open) => {
+            for interface in open {
+                case.note(format!(
+                    "{interface} was found open, left so by a run that ended; it is closed now"
+                ));
+            }
+        }
+        Err(error) => {
+            case.note(format!("whether an interface was left open could not be read: {error}"))
+        }
+    }
+}
+
+/// A goal worked at in a task of its own: who waits for it may stop waiting, and it goes on.
+fn spawn(case: &Case, goal: &'static dyn Goal) -> JoinHandle<Option<Ended>> {
+    let case = case.clone();
+    tokio::spawn(async move {
+        if !case.does(goal.step()) {
+            return None;
+        }
+        Some(ensure(&case, goal, Direction::Respond).await)
+    })
+}
+
+/// Waits for tasks within a bound. A bound that passes is noted, and what was waited for goes on.
+async fn wait(
+    case: &Case,
+    what: &str,
+    bound: Duration,
+    tasks: &mut [&mut JoinHandle<Option<Ended>>],
+) {
+    if timeout(bound, join_all(tasks.iter_mut().map(|t| &mut **t))).await.is_err() {
+        case.note(format!("isolation did not wait any longer for {what} after {bound:?}"));
+    }
+}
+
+/// Isolates. Returns the seconds from the run's start until every interface was read back as isolated.
+async fn contain(case: &Case, run: &Run) -> Option<f64> {
+    let bounds = &case.bounds;
+    let mut guards = spawn(case, &protect::Guards);
+    let mut scaling = spawn(case, &detach::Scaling);
+    let mut take = spawn(case, &snapshot::Take);
+    let isolates = case.does(Step::Isolate);
+    let preparing = async {
+        if isolates {
+            tokio::join!(prepare(case), ensure(case, &isolate::flush::Open, Direction::Respond));
+        }
+    };
+    // Where the log can not be written, what release needs must be somewhere else before it is lost.
+    let tags = async {
+        if isolates && case.journal.down().await.is_some() {
+            let goals: [&dyn Goal; 2] = [&tag::Groups, &tag::Labels];
+            join_all(goals.map(|goal| ensure(case, goal, Direction::Respond))).await;
+        }
+    };
+    let waiting = async {
+        let guards = async {
+            wait(
+                case,
+                "guards and the Auto Scaling group",
+                bounds.guard,
+                &mut [&mut guards, &mut scaling],
+            )
+            .await
+        };
+        let taken =
+            async { wait(case, "CreateSnapshots", bounds.snapshot, &mut [&mut take]).await };
+        tokio::join!(guards, taken);
+    };
+    tokio::join!(
+        async { timeout(bounds.guard, preparing).await.ok() },
+        async { timeout(bounds.guard, tags).await.ok() },
+        waiting,
+    );
+    let seconds = if isolates { cut(case, run).await } else { None };
+    // What isolation no longer waited for is still under way.
+    for task in [guards, scaling, take] {
+        keep(case, task);
+    }
+    seconds
+}
+
+/// Has a task that is still at work counted among those the case waits for in the end.
+fn keep(case: &Case, task: JoinHandle<Option<Ended>>) {
+    if !task.is_finished() {
+        lock(&case.tasks).push(task);
+    }
+}
+
+/// The forensic group of a VPC is made once a run, whoever comes first.
+async fn prepare(case: &Case) {
+    let Some(vpc) = &case.scene.original.instance.vpc else { return };
+    let mut prepared = case.scene.shared.prepared.lock().await;
+    if !prepared.contains(vpc.as_str())
+        && ensure(case, &isolate::Prepare, Direction::Respond).await.reached
+    {
+        prepared.insert(vpc.to_string());
+    }
+}
+
+async fn cut(case: &Case, run: &Run) -> Option<f64> {
+    let addresses = spawn(case, &isolate::Addresses);
+    let cut = ensure(case, &isolate::Cut, Direction::Respond).await;
+    let seconds = run.started.elapsed().as_secs_f64();
+    keep(case, addresses);
+    if !cut.whole {
+        return None;
+    }
+    case.progress.tell(Event::Milestone {
+        instance: case.scene.instance.clone(),
+        name: Milestone::Contained.as_str(),
+        seconds,
+    });
+    if case.journal.ledger().await.contained_at.is_none() {
+        let interfaces = case.scene.original.groups().into_keys().map(|i| i.to_string()).collect();
+        let body = Body::Contained { interfaces, seconds: format!("{seconds:.3}") };
+        case.journal.append(Some(Step::Isolate), body).await;
+    }
+    Some(seconds)
+}
+
+/// Everything that isolation does not wait for. Returns the seconds until all snapshots were whole.
+async fn finish(case: &Case, run: &Run, contained: bool) -> Option<f64> {
+    let telling = async {
+        let milestone = if contained { Milestone::Contained } else { Milestone::Failed };
+        if contained || case.does(Step::Isolate) {
+            notify::publish(case, milestone, &lines(case)).await;
+        }
+    };
+    let flushing = when(case, Step::Isolate, async {
+        drop_tracked(case).await;
+        ensure(case, &isolate::Acl, Direction::Respond).await;
+    });
+    let balancers = when(case, Step::Detach, ensure(case, &detach::Balancers, Direction::Respond));
+    let revoking = when(case, Step::Revoke, revoke(case));
+    let labels = when(case, Step::Tag, ensure(case, &tag::Labels, Direction::Respond));
+    let recording = when(case, Step::Record, record::run(case));
+    let (.., preserved) = tokio::join!(
+        telling,
+        flushing,
+        balancers,
+        revoking,
+        labels,
+        recording,
+        preserve(case, run)
+    );
+    let tasks = std::mem::take(&mut *lock(&case.tasks));
+    join_all(tasks).await;
+    if preserved.is_some() {
+        notify::publish(case, Milestone::Preserved, &lines(case)).await;
+    }
+    end(case).await;
+    preserved
+}
+
+/// Does something where its step is to be done.
+async fn when<T>(case: &Case, step: Step, work: impl Future<Output = T>) -> Option<T> {
+    if case.does(step) { Some(work.await) } else { None }
+}
+
+/// Drops tracked flows, once no public address leads here.
+async fn drop_tracked(case: &Case) {
+    if let Err(why) = isolate::flush::settle_addresses(case).await {
+        case.note(why);
+    }
+    isolate::flush::run(case).await;
+    ensure(case, &isolate::Tidy, Direction::Respond).await;
+}
+
+async fn revoke(case: &Case) {
+    let deny = async {
+        let role = match case.scene.original.profile.get() {
+            Some(Some(profile)) => profile.role.as_ref().map(|(name, _)| name.to_string()),
+            _ => None,
+        };
+        // IAM's policies have no compare-and-swap: one writer a role at a time.
+        let turn = case.scene.shared.role(role.as_deref().unwrap_or_default()).await;
+        let _turn = turn.lock().await;
+        ensure(case, &revoke::Deny, Direction::Respond).await;
+    };
+    tokio::join!(
+        ensure(case, &revoke::Profile, Direction::Respond),
+        ensure(case, &revoke::Endpoint, Direction::Respond),
+        deny,
+    );
+}
+
+async fn preserve(case: &Case, run: &Run) -> Option<f64> {
+    if !case.does(Step::Snapshot) {
+        return None;
+    }
+    // A set that isolation did not wait for may still be in the making.
+    let settled = ensure(case, &snapshot::Settle, Direction::Respond).await;
+    let goals: [&dyn Goal; 3] = [&snapshot::Rekey, &snapshot::Lock, &snapshot::Register];
+    join_all(goals.map(|goal| ensure(case, goal, Direction::Respond))).await;
+    if !settled.whole {
+        return None;
+    }
+    let seconds = run.started.elapsed().as_secs_f64();
+    case.progress.tell(Event::Milestone {
+        instance: case.scene.instance.clone(),
+        name: Milestone::Preserved.as_str(),
+        seconds,
+    });
+    snapshot::log_preserved(case).await;
+    Some(seconds)
+}
+
+/// What people are told beside a milestone.
+fn lines(case: &Case) -> Vec<String> {
+    let mut lines: Vec<_> =
+        lock(&case.shortfalls).iter().map(|s| format!("NOT DONE: {}", s.what)).collect();
+    lines.extend(lock(&case.notes).iter().cloned());
+    lines
+}
+
+/// Notes what is short in the end, where that has changed.
+async fn end(case: &Case) {
+    for (part, why) in case.scene.original.unknown() {
+        case.note(format!(
+            "the {part} could not be read before the response, so release can not restore it: {why}"
+        ));
+    }
+    if let Known::Is(true) = instance_store(case).await {
+        case.note("its instance store volumes die with it and can not be snapshotted".to_owned());
+    }
+    case.note("memory was not taken".to_owned());
+    if let Some(why) = case.journal.down().await {
+        case.short(Shortfall {
+            step: Step::Record,
+            what: format!("the custody log could not be written when things happened: {why}"),
+            advice: "events are kept on this machine; run respond again once the bucket answers"
+                .to_owned(),
+        });
+    }
+    let shortfalls = lock(&case.shortfalls).clone();
+    if case.journal.ledger().await.shortfalls != shortfalls {
+        case.journal.append(None, Body::Short { shortfalls }).await;
+    }
+}
+
+async fn instance_store(case: &Case) -> Known<bool> {
+    let kind = &case.scene.original.instance.instance_type;
+    match case.scene.inventory.has_instance_store(kind).await {
+        Ok(has) => Known::Is(has),
+        Err(error) => Known::Unknown(error.to_string()),
+    }
+}

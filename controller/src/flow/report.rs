@@ -1,0 +1,79 @@
+//! What a response came to.
+
+use cleanroom_contract::{CaseId, InstanceId};
+use serde::Serialize;
+
+use super::Opening;
+use crate::case::{Case, Shortfall, Step, lock};
+
+/// The end of one response.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// The instance.
+    pub instance: InstanceId,
+    /// The case.
+    pub case: CaseId,
+    /// Whether the case was there already.
+    pub joined: bool,
+    /// Whether nobody could claim it.
+    pub weak: bool,
+    /// Whether every interface was read back as isolated.
+    pub contained: bool,
+    /// Seconds from the run's start until then.
+    pub contained_seconds: Option<f64>,
+    /// Whether every volume has a whole snapshot.
+    pub preserved: bool,
+    /// Seconds from the run's start until then.
+    pub preserved_seconds: Option<f64>,
+    /// Interfaces whose tracked flows were dropped.
+    pub flushed: Vec<String>,
+    /// The snapshots that are the evidence.
+    pub snapshots: Vec<String>,
+    /// What is not done, why, and what to do.
+    pub shortfalls: Vec<Shortfall>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    /// Events and objects that wait for the store.
+    pub waiting: usize,
+    /// The steps that were asked for.
+    steps: Vec<Step>,
+}
+
+impl Report {
+    pub(super) async fn of(
+        case: &Case,
+        how: &Opening,
+        (contained, preserved): (Option<f64>, Option<f64>),
+        waiting: usize,
+    ) -> Self {
+        let ledger = case.journal.ledger().await;
+        let mut shortfalls = lock(&case.shortfalls).clone();
+        shortfalls.sort_by_key(|s| s.step);
+        Self {
+            instance: case.scene.instance.clone(),
+            case: case.scene.case.clone(),
+            joined: how.joined,
+            weak: how.weak,
+            contained: contained.is_some(),
+            contained_seconds: contained,
+            preserved: preserved.is_some(),
+            preserved_seconds: preserved,
+            flushed: ledger.flushed.into_iter().collect(),
+            snapshots: ledger.snapshots,
+            shortfalls,
+            notes: lock(&case.notes).clone(),
+            waiting,
+            steps: case.scene.policy.steps.iter().copied().collect(),
+        }
+    }
+
+    /// Whether all that was asked for is done, and the custody log whole.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let asked = |step| self.steps.contains(&step);
+        self.shortfalls.is_empty()
+            && self.waiting == 0
+            && (self.contained || !asked(Step::Isolate))
+            && (self.preserved || !asked(Step::Snapshot))
+    }
+}

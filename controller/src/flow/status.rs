@@ -1,0 +1,137 @@
+//! How things stand: read from the log, and again from the world.
+//!
+//! Changes one thing only: an interface that an ended run left open is closed, since that waits for nobody.
+
+use cleanroom_contract::{CaseId, InstanceId, Timestamp};
+use serde::Serialize;
+
+use super::{FlowError, find};
+use crate::{
+    case::{Case, Goal, History, Run, Shortfall},
+    journal::Ledger,
+    steps::{detach, isolate, protect, revoke, revoke::not_cut::Survivor},
+};
+
+/// How a case stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Not isolated yet.
+    Open,
+    /// Isolated, all of what was to be done is done, and the world is as it was left.
+    Contained,
+    /// Isolated, and something is not done.
+    Partial,
+    /// Something that the response did is undone.
+    Drifted,
+    /// A person had it released.
+    Released,
+    /// It ended.
+    Closed,
+}
+
+/// One case.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    /// The case.
+    pub case: CaseId,
+    /// Its instance.
+    pub instance: InstanceId,
+    /// How it stands.
+    pub state: State,
+    /// Interfaces that were found open, and are closed now: the first thing to tell.
+    pub found_open: Vec<String>,
+    /// What is not as it was left, and would be done again.
+    pub drift: Vec<String>,
+    /// What is not done.
+    pub shortfalls: Vec<Shortfall>,
+    /// What could not be looked at.
+    pub unknown: Vec<String>,
+    /// What the instance's role session made that lives on.
+    pub survivors: Vec<Survivor>,
+    /// When it was opened.
+    pub opened_at: Option<Timestamp>,
+    /// When it was contained.
+    pub contained_at: Option<Timestamp>,
+    /// When it was preserved.
+    pub preserved_at: Option<Timestamp>,
+    /// The snapshots that are the evidence.
+    pub snapshots: Vec<String>,
+}
+
+/// What keeps an instance contained: looked at again.
+pub(super) fn containment() -> [&'static dyn Goal; 7] {
+    [
+        &isolate::Cut,
+        &isolate::Addresses,
+        &detach::Scaling,
+        &protect::Guards,
+        &revoke::Profile,
+        &revoke::Deny,
+        &revoke::Endpoint,
+    ]
+}
+
+/// What is not as the response left it, and what could not be looked at.
+pub(super) async fn drift(case: &Case) -> (Vec<String>, Vec<String>) {
+    let looks = containment()
+        .map(|goal| async move { (goal, goal.look(&case.scene, &History::default()).await) });
+    let mut drift = Vec::new();
+    let mut unknown = Vec::new();
+    for (goal, seen) in futures_util::future::join_all(looks).await {
+        match seen {
+            Ok(seen) => drift.extend(
+                seen.now.into_iter().map(|c| format!("{} {}: {c}", goal.step(), c.resource())),
+            ),
+            Err(error) => unknown.push(format!("{}:{}: {error}", goal.step(), goal.name())),
+        }
+    }
+    (drift, unknown)
+}
+
+/// Looks at one case.
+///
+/// # Errors
+/// When there is no such case, or its log can not be read.
+pub async fn status(run: &Run, case: &CaseId) -> Result<Status, FlowError> {
+    let (case, ledger, known) = find::open(run, case).await?;
+    let mut status = Status {
+        case: case.scene.case.clone(),
+        instance: case.scene.instance.clone(),
+        state: State::Open,
+        found_open: Vec::new(),
+        drift: Vec::new(),
+        shortfalls: ledger.shortfalls.clone(),
+        unknown: Vec::new(),
+        survivors: ledger.survivors.iter().cloned().collect(),
+        opened_at: ledger.opened_at,
+        contained_at: ledger.contained_at,
+        preserved_at: ledger.preserved_at,
+        snapshots: ledger.snapshots.clone(),
+    };
+    if ledger.closed_at.is_some() || known.released {
+        status.state = if ledger.closed_at.is_some() { State::Closed } else { State::Released };
+        return Ok(status);
+    }
+    match isolate::flush::close_open(&case).await {
+        Ok(open) => status.found_open = open.iter().map(ToString::to_string).collect(),
+        Err(error) => status.unknown.push(format!("whether an interface is open: {error}")),
+    }
+    if ledger.contained_at.is_some() {
+        (status.drift, status.unknown) = drift(&case).await;
+    }
+    status.state = judge(&ledger, &status);
+    Ok(status)
+}
+
+fn judge(ledger: &Ledger, status: &Status) -> State {
+    if ledger.contained_at.is_none() {
+        State::Open
+    } else if !status.drift.is_empty() {
+        State::Drifted
+    } else if !ledger.shortfalls.is_empty() || !status.unknown.is_empty() {
+        State::Partial
+    } else {
+        State::Contained
+    }
+}

@@ -1,0 +1,386 @@
+//! The custody log: what happened to the evidence, and the journal by which a response goes on.
+//!
+//! Purpose: appends events as numbered objects, each with the digest of the one before, in the evidence bucket; reads
+//! them back. What the bucket does not take goes to a spool on this machine and is appended later, marked `late`:
+//! containment never waits for the log beyond a bound. Touches the store through its port and the spool
+//! folder. Never overwrites or deletes an event.
+
+pub mod event;
+mod ledger;
+mod spool;
+pub mod verify;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use cleanroom_cloud::{CloudError, ErrorKind, Put, Store};
+use cleanroom_contract::{CaseId, Sha256, Timestamp};
+use sha2::Digest as _;
+use tokio::sync::Mutex;
+
+use self::event::{Body, CustodyEvent};
+pub use self::{ledger::Ledger, spool::Spool};
+use crate::case::{Clock, Step};
+
+/// A log that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The store did not answer.
+    #[error("read the custody log of {case}")]
+    Store {
+        /// The case.
+        case: CaseId,
+        /// What it said.
+        source: CloudError,
+    },
+    /// An object is not an event of this log.
+    #[error("custody event {key} can not be read: {why}")]
+    Malformed {
+        /// The object.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The digest of bytes.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> Sha256 {
+    Sha256(sha2::Sha256::digest(bytes).into())
+}
+
+/// Who writes, and by which clock.
+#[derive(Clone)]
+pub struct Writer {
+    /// The STS caller ARN.
+    pub actor: String,
+    /// Random, one a run.
+    pub nonce: String,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// How long to wait for one object.
+    pub bound: Duration,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("actor", &self.actor).finish_non_exhaustive()
+    }
+}
+
+/// Where the chain ends, and what its events come to.
+#[derive(Debug, Default)]
+struct Head {
+    seq: u64,
+    digest: Option<Sha256>,
+    ledger: Ledger,
+    /// Whether the store refused an event of this run: then no later one waits for it.
+    down: Option<String>,
+    /// Events that the store has not taken.
+    late: Vec<CustodyEvent>,
+    /// Nonces of the events in the ledger: a spooled event is met again when it is appended.
+    taken: BTreeSet<String>,
+    events: u64,
+}
+
+impl Head {
+    fn take(&mut self, event: &CustodyEvent) {
+        if self.taken.insert(event.nonce.clone()) {
+            self.ledger.take(event);
+        }
+    }
+}
+
+/// A case's custody log, as one run writes it.
+pub struct Journal {
+    store: Arc<dyn Store>,
+    case: CaseId,
+    writer: Writer,
+    spool: Spool,
+    head: Mutex<Head>,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").field("case", &self.case).finish_non_exhaustive()
+    }
+}
+
+/// How an attempt to append ended.
+enum Appended {
+    Written,
+    /// Another writer was first: its event has been taken into account.
+    Behind,
+}
+
+impl Journal {
+    /// A log that is known to be empty: the case was claimed by this run.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, case: CaseId, writer: Writer, spool: Spool) -> Self {
+        let head = Mutex::new(Head::default());
+        Self { store, case, writer, spool, head }
+    }
+
+    /// A log that others may have written to: reads all of it. Where the store does not answer, the log begins as down:
+    /// events go to the spool.
+    pub async fn open(store: Arc<dyn Store>, case: CaseId, writer: Writer, spool: Spool) -> Self {
+        let journal = Self::new(store, case, writer, spool);
+        let loading = read(&*journal.store, &journal.case);
+        let loaded = tokio::time::timeout(journal.writer.bound * 4, loading).await;
+        let mut head = journal.head.lock().await;
+        match loaded {
+            Ok(Ok(events)) => {
+                for (event, bytes) in events {
+                    absorb(&mut head, &event, &bytes);
+                }
+            }
+            Ok(Err(error)) => head.down = Some(error_chain(&error)),
+            Err(_) => head.down = Some("the store did not answer in time".to_owned()),
+        }
+        // What an earlier run could not write comes first.
+        for event in journal.spool.load(&journal.case) {
+            head.take(&event);
+            head.late.push(event);
+        }
+        drop(head);
+        journal
+    }
+
+    /// Now, by the writer's clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.writer.clock.now()
+    }
+
+    /// A log that can not be written: events go to the spool.
+    pub async fn down_from_start(self, why: String) -> Self {
+        let mut head = self.head.lock().await;
+        head.down = Some(why);
+        for event in self.spool.load(&self.case) {
+            head.take(&event);
+            head.late.push(event);
+        }
+        drop(head);
+        self
+    }
+
+    /// Where what the store does not take is kept.
+    #[must_use]
+    pub fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
+    /// The case.
+    #[must_use]
+    pub fn case(&self) -> &CaseId {
+        &self.case
+    }
+
+    /// What the events come to so far.
+    pub async fn ledger(&self) -> Ledger {
+        self.head.lock().await.ledger.clone()
+    }
+
+    /// Why the log could not be written, where it could not.
+    pub async fn down(&self) -> Option<String> {
+        self.head.lock().await.down.clone()
+    }
+
+    /// Records the instance's original state, unless somebody else has: then theirs holds and is what comes
+    /// back.
+    pub async fn open_case(&self, body: Body) -> Ledger {
+        let mut head = self.head.lock().await;
+        if head.ledger.original.is_none() {
+            self.append_locked(&mut head, Some(Step::Verify), body, |ledger| {
+                ledger.original.is_some()
+            })
+            .await;
+        }
+        head.ledger.clone()
+    }
+
+    /// Appends an event. What the store does not take in time is spooled.
+    pub async fn append(&self, step: Option<Step>, body: Body) {
+        let mut head = self.head.lock().await;
+        self.append_locked(&mut head, step, body, |_| false).await;
+    }
+
+    async fn append_locked(
+        &self,
+        head: &mut Head,
+        step: Option<Step>,
+        body: Body,
+        moot: impl Fn(&Ledger) -> bool,
+    ) {
+        head.events += 1;
+        let mut event = CustodyEvent {
+            v: 1,
+            seq: 0,
+            previous: None,
+            nonce: format!("{}-{}", self.writer.nonce, head.events),
+            case: self.case.clone(),
+            at: self.writer.clock.now(),
+            actor: self.writer.actor.clone(),
+            step,
+            late: false,
+            body,
+        };
+        if head.down.is_none() {
+            let write = self.write(head, &mut event, &moot);
+            match tokio::time::timeout(self.writer.bound, write).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => head.down = Some(error_chain(&error)),
+                Err(_) => head.down = Some("the store did not answer in time".to_owned()),
+            }
+        }
+        event.late = true;
+        head.take(&event);
+        self.spool.keep(&event);
+        head.late.push(event);
+    }
+
+    /// Writes an event after whatever is there, however many others write too.
+    async fn write(
+        &self,
+        head: &mut Head,
+        event: &mut CustodyEvent,
+        moot: impl Fn(&Ledger) -> bool,
+    ) -> Result<(), JournalError> {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match self.try_write(head, event).await {
+                Ok(Appended::Written) => return Ok(()),
+                Ok(Appended::Behind) if moot(&head.ledger) => return Ok(()),
+                Ok(Appended::Behind) => {}
+                // The caller's bound ends this.
+                Err(JournalError::Store { source, .. }) if source.is_transient() => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn try_write(
+        &self,
+        head: &mut Head,
+        event: &mut CustodyEvent,
+    ) -> Result<Appended, JournalError> {
+        let store_error = |source| JournalError::Store { case: self.case.clone(), source };
+        event.seq = head.seq + 1;
+        event.previous = head.digest;
+        let key = event::key(&self.case, event.seq);
+        let bytes = encode(event);
+        let put = self.store.create(&key, bytes.clone()).await.map_err(store_error)?;
+        if put == Put::Created {
+            absorb(head, event, &bytes);
+            return Ok(Appended::Written);
+        }
+        // Either a lost answer to a write of this event, or another writer.
+        let there = self.store.get(&key).await.map_err(store_error)?;
+        let there = there.ok_or_else(|| JournalError::Malformed {
+            key: key.clone(),
+            why: "it exists and can not be read: it may have been deleted".to_owned(),
+        })?;
+        let other = decode(&key, &there)?;
+        absorb(head, &other, &there);
+        Ok(if other.nonce == event.nonce { Appended::Written } else { Appended::Behind })
+    }
+
+    /// Appends what could not be written before, in its order. Returns how many events still wait.
+    pub async fn catch_up(&self) -> usize {
+        let mut head = self.head.lock().await;
+        let mut waiting = std::mem::take(&mut head.late).into_iter();
+        let mut rest = Vec::new();
+        for mut event in waiting.by_ref() {
+            event.late = true;
+            let write = self.write(&mut head, &mut event, |_| false);
+            let ended = tokio::time::timeout(self.writer.bound * 4, write).await;
+            if matches!(ended, Ok(Ok(()))) {
+                self.spool.discard(&event);
+            } else {
+                rest.push(event);
+                break;
+            }
+        }
+        rest.extend(waiting);
+        if rest.is_empty() {
+            head.down = None;
+        }
+        head.late = rest;
+        head.late.len()
+    }
+}
+
+/// Adds an event that is in the store to the head.
+fn absorb(head: &mut Head, event: &CustodyEvent, bytes: &[u8]) {
+    head.seq = event.seq;
+    head.digest = Some(digest(bytes));
+    head.take(event);
+}
+
+/// An event's bytes: compact JSON, its keys in the order of their declaration.
+fn encode(event: &CustodyEvent) -> Vec<u8> {
+    serde_json::to_vec(event).unwrap_or_default()
+}
+
+/// An event of these bytes.
+pub(crate) fn decode(key: &str, bytes: &[u8]) -> Result<CustodyEvent, JournalError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| JournalError::Malformed { key: key.to_owned(), why: error.to_string() })
+}
+
+/// All events of a case with their bytes, in order.
+///
+/// # Errors
+/// When the store does not answer, or an object is no event.
+pub async fn read(
+    store: &dyn Store,
+    case: &CaseId,
+) -> Result<Vec<(CustodyEvent, Vec<u8>)>, JournalError> {
+    use futures_util::{StreamExt as _, stream};
+    let store_error = |source| JournalError::Store { case: case.clone(), source };
+    let keys = store.list(&event::prefix(case), false).await.map_err(store_error)?;
+    let gets: Vec<_> = keys
+        .into_iter()
+        .map(|key| async move {
+            let bytes = store.get(&key).await;
+            (key, bytes)
+        })
+        .collect();
+    let answers: Vec<_> = stream::iter(gets).buffered(16).collect().await;
+    let mut events = Vec::with_capacity(answers.len());
+    for (key, bytes) in answers {
+        let bytes = bytes.map_err(store_error)?.ok_or_else(|| JournalError::Malformed {
+            key: key.clone(),
+            why: "it is listed and can not be read".to_owned(),
+        })?;
+        events.push((decode(&key, &bytes)?, bytes));
+    }
+    Ok(events)
+}
+
+/// An error and its causes, on one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Whether an error means that there is no store to write to, as opposed to one that fails.
+pub(crate) fn is_missing(error: &CloudError) -> bool {
+    matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unsupported)
+}
+
+/// When an event happened, in seconds, for differences.
+#[must_use]
+pub fn seconds(at: Timestamp) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "seconds of this era are exact")]
+    let whole = at.seconds as f64;
+    whole + f64::from(at.nanos) / 1e9
+}

@@ -1,0 +1,119 @@
+//! One event of the custody log, as it is stored.
+
+use std::collections::BTreeMap;
+
+use cleanroom_cloud::{Change, Made};
+use cleanroom_contract::{CaseId, InstanceId, Sha256, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    case::{Shortfall, Step},
+    original::Original,
+    steps::revoke::not_cut::Survivor,
+};
+
+/// How a change ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The change.
+    pub change: Change,
+    /// What it made; none where it was not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
+    /// Why it was not done, or why nobody knows whether it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// An object of evidence: where it is, and what makes it recognisable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exhibit {
+    /// Its key in the evidence bucket.
+    pub key: String,
+    /// Its digest.
+    pub sha256: Sha256,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The operation whose answer it holds.
+    pub operation: String,
+    /// The request's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields are named for what they hold")]
+pub enum Body {
+    /// The case begins; the instance as it was.
+    Opened {
+        instance: InstanceId,
+        reason: Option<String>,
+        grounds: Vec<String>,
+        original: Box<Original>,
+    },
+    /// What is about to be done.
+    Intent { goal: String, changes: Vec<Change> },
+    /// What became of it.
+    Done { goal: String, outcomes: Vec<Outcome> },
+    /// A goal was read back as reached.
+    Reached { goal: String },
+    /// An interface was opened and closed again, so that its tracked flows are forgotten.
+    Flushed { interfaces: Vec<String> },
+    /// Answers of the cloud were stored.
+    Recorded { exhibits: Vec<Exhibit>, missing: BTreeMap<String, String>, survivors: Vec<Survivor> },
+    /// The snapshots that are the evidence, those that are surplus, and what each depends on.
+    Preserved { snapshots: Vec<String>, surplus: Vec<String>, notes: Vec<String> },
+    /// Every interface was read back as isolated.
+    Contained { interfaces: Vec<String>, seconds: String },
+    /// People were told.
+    Notified { milestone: String, message: Option<String> },
+    /// Something is short.
+    Short { shortfalls: Vec<Shortfall> },
+    /// A person had it released.
+    Released { reason: Option<String>, forced: bool },
+    /// The case ends.
+    Closed { record: Exhibit },
+    /// A person's word about something outside the steps: `revoke --principal`, `recover`.
+    Acted { what: String, outcomes: Vec<Outcome> },
+}
+
+/// One object of the custody log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CustodyEvent {
+    /// The form of this object: 1.
+    pub v: u8,
+    /// Its number, from 1, without gaps; also its key's.
+    pub seq: u64,
+    /// The digest of the object before it, byte for byte; none for the first.
+    pub previous: Option<Sha256>,
+    /// Marks the writer and the event, so that a writer whose answer was lost knows its own.
+    pub nonce: String,
+    /// The case.
+    pub case: CaseId,
+    /// When it happened, by the writer's clock.
+    pub at: Timestamp,
+    /// Who did it: the STS caller ARN.
+    pub actor: String,
+    /// The step.
+    pub step: Option<Step>,
+    /// Whether it was appended after the fact, because the log could not be written at the time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
+    /// What happened.
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// The key of a case's event.
+#[must_use]
+pub fn key(case: &CaseId, seq: u64) -> String {
+    format!("{}{seq:06}.json", prefix(case))
+}
+
+/// The prefix of a case's events.
+#[must_use]
+pub fn prefix(case: &CaseId) -> String {
+    format!("cases/{case}/custody/")
+}

@@ -1,0 +1,108 @@
+//! What a case's events come to: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cleanroom_contract::Timestamp;
+
+use super::event::{Body, CustodyEvent, Exhibit, Outcome};
+use crate::{case::Shortfall, original::Original, steps::revoke::not_cut::Survivor};
+
+/// The state that the events tell of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// The instance before the response: the first that was recorded is the one that holds.
+    pub original: Option<Original>,
+    /// What spoke for a compromise.
+    pub grounds: Vec<String>,
+    /// A person's reason.
+    pub reason: Option<String>,
+    /// Interfaces whose tracked flows were dropped.
+    pub flushed: BTreeSet<String>,
+    /// Goals that were read back as reached, `step:goal`, and when first.
+    pub reached: BTreeMap<String, Timestamp>,
+    /// What the changes came to, in order.
+    pub outcomes: Vec<Outcome>,
+    /// What the record holds, by key.
+    pub exhibits: BTreeMap<String, Exhibit>,
+    /// Questions that have been answered, by the name of their answer's file.
+    pub recorded_at: Option<Timestamp>,
+    /// Questions that were not answered, and why.
+    pub missing: BTreeMap<String, String>,
+    /// What the instance's role session made that lives on.
+    pub survivors: BTreeSet<Survivor>,
+    /// Milestones that people were told of.
+    pub notified: BTreeSet<String>,
+    /// When it was opened, contained, preserved, released, closed.
+    pub opened_at: Option<Timestamp>,
+    /// When every interface was read back as isolated.
+    pub contained_at: Option<Timestamp>,
+    /// When all snapshots were whole.
+    pub preserved_at: Option<Timestamp>,
+    /// The snapshots that are the evidence.
+    pub snapshots: Vec<String>,
+    /// When it was released.
+    pub released_at: Option<Timestamp>,
+    /// When it ended.
+    pub closed_at: Option<Timestamp>,
+    /// What was short at the end of the last run.
+    pub shortfalls: Vec<Shortfall>,
+}
+
+impl Ledger {
+    /// Takes one more event into account.
+    pub fn take(&mut self, event: &CustodyEvent) {
+        match &event.body {
+            Body::Opened { original, grounds, reason, .. } => {
+                // A second one comes from a writer that had not seen the first.
+                if self.original.is_none() {
+                    self.original = Some((**original).clone());
+                    self.opened_at = Some(event.at);
+                    self.grounds.clone_from(grounds);
+                    self.reason.clone_from(reason);
+                }
+            }
+            Body::Intent { .. } => {}
+            Body::Done { outcomes, .. } | Body::Acted { outcomes, .. } => {
+                self.outcomes.extend(outcomes.iter().cloned());
+            }
+            Body::Reached { goal } => {
+                self.reached.entry(goal.clone()).or_insert(event.at);
+            }
+            Body::Flushed { interfaces } => self.flushed.extend(interfaces.iter().cloned()),
+            Body::Recorded { exhibits, missing, survivors } => {
+                self.survivors.extend(survivors.iter().cloned());
+                for exhibit in exhibits {
+                    self.exhibits.insert(exhibit.key.clone(), exhibit.clone());
+                }
+                self.recorded_at.get_or_insert(event.at);
+                self.missing.extend(missing.clone());
+                let keys = || exhibits.iter().map(|e| e.key.as_str());
+                self.missing.retain(|question, _| {
+                    !keys().any(|key| key.contains(&format!("/{question}-")))
+                });
+            }
+            Body::Preserved { snapshots, .. } => {
+                self.preserved_at.get_or_insert(event.at);
+                self.snapshots.clone_from(snapshots);
+            }
+            Body::Contained { .. } => {
+                self.contained_at.get_or_insert(event.at);
+            }
+            Body::Notified { milestone, .. } => {
+                self.notified.insert(milestone.clone());
+            }
+            Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),
+            Body::Released { .. } => self.released_at = Some(event.at),
+            Body::Closed { .. } => self.closed_at = Some(event.at),
+        }
+    }
+
+    /// What the events come to.
+    pub fn of<'e>(events: impl IntoIterator<Item = &'e CustodyEvent>) -> Self {
+        let mut ledger = Self::default();
+        for event in events {
+            ledger.take(event);
+        }
+        ledger
+    }
+}

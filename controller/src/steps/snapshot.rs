@@ -1,0 +1,377 @@
+//! All volumes, preserved at one point in time.
+//!
+//! `CreateSnapshots` is asked once; it has no idempotency token, so what it made is looked up by the case's tag. Two complete
+//! sets: the earliest is the evidence, the rest is surplus. Nothing here deletes a snapshot.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cleanroom_cloud::{Change, ErrorKind, Result, Snapshot, SnapshotState};
+use cleanroom_contract::{SnapshotId, VolumeId};
+
+use crate::{
+    case::{Assessment, Case, Goal, History, Scene, Shortfall, Step},
+    journal::event::Body,
+};
+
+/// The tag that says which call made a snapshot.
+const SET: &str = "cleanroom:set";
+/// The tag that says which snapshot a copy was made from.
+const COPY_OF: &str = "cleanroom:copy-of";
+/// How many sets a case may begin where all before have failed.
+const MOST_SETS: usize = 3;
+
+/// A case's snapshots, judged: pure.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sets {
+    /// The earliest set that has a good snapshot of every volume, one a volume.
+    pub evidence: BTreeMap<VolumeId, Snapshot>,
+    /// Good snapshots beside it.
+    pub surplus: Vec<SnapshotId>,
+    /// Snapshots that failed, for good.
+    pub failed: Vec<SnapshotId>,
+    /// Copies under the case's own key, by what they were copied from.
+    pub copies: BTreeMap<String, Snapshot>,
+    /// How many calls made them.
+    pub calls: usize,
+}
+
+/// Sorts a case's snapshots into sets. Volumes of an instance that is ending are taken `apart`, each by a call of its own: then
+/// each volume's earliest good snapshot is the evidence.
+#[must_use]
+pub fn judge(snapshots: &[Snapshot], volumes: &BTreeSet<VolumeId>, apart: bool) -> Sets {
+    let mut sets = Sets::default();
+    let mut calls = BTreeMap::<&str, Vec<&Snapshot>>::new();
+    for snapshot in snapshots {
+        if let Some(from) = snapshot.tags.get(COPY_OF) {
+            if snapshot.state != SnapshotState::Error {
+                sets.copies.insert(from.clone(), snapshot.clone());
+            }
+            continue;
+        }
+        calls.entry(snapshot.tags.get(SET).map_or("", String::as_str)).or_default().push(snapshot);
+    }
+    sets.calls = calls.len();
+    let complete = |set: &Vec<&Snapshot>| {
+        let good = set.iter().filter(|s| s.state != SnapshotState::Error);
+        let covered: BTreeSet<_> = good.map(|s| &s.volume).collect();
+        !volumes.is_empty() && volumes.iter().all(|v| covered.contains(v))
+    };
+    let began = |set: &Vec<&Snapshot>| set.iter().map(|s| (s.started, s.id.clone())).min();
+    let earliest = calls.values().filter(|set| complete(set)).min_by_key(|set| began(set)).cloned();
+    let mut candidates: Vec<_> = if apart {
+        calls.values().flatten().copied().collect()
+    } else {
+        earliest.unwrap_or_default()
+    };
+    candidates.sort_by_key(|s| (s.started, s.id.clone()));
+    for snapshot in candidates {
+        if snapshot.state != SnapshotState::Error && volumes.contains(&snapshot.volume) {
+            sets.evidence.entry(snapshot.volume.clone()).or_insert_with(|| snapshot.clone());
+        }
+    }
+    let kept: BTreeSet<_> = sets.evidence.values().map(|s| &s.id).collect();
+    for snapshot in calls.values().flatten() {
+        if snapshot.state == SnapshotState::Error {
+            sets.failed.push(snapshot.id.clone());
+        } else if !kept.contains(&snapshot.id) {
+            sets.surplus.push(snapshot.id.clone());
+        }
+    }
+    sets
+}
+
+/// The volumes to preserve: those the instance had, and for one that is ending those that are still there.
+async fn volumes(scene: &Scene) -> Result<(BTreeSet<VolumeId>, bool)> {
+    let had = scene.original.volumes();
+    let ending = match scene.inventory.get_instance(&scene.instance).await {
+        Err(error) if error.kind == ErrorKind::NotFound => true,
+        instance => instance?.state.is_ending(),
+    };
+    if !ending {
+        return Ok((had, false));
+    }
+    let mut there: BTreeSet<_> = {
+        let had: Vec<_> = had.into_iter().collect();
+        scene.inventory.volumes(&had).await?.into_iter().map(|v| v.id).collect()
+    };
+    let attached = scene.inventory.attached_volumes(&scene.instance).await?;
+    there.extend(attached.into_iter().map(|v| v.id));
+    Ok((there, true))
+}
+
+async fn sets(scene: &Scene) -> Result<(Sets, BTreeSet<VolumeId>, bool)> {
+    let (volumes, snapshots) = tokio::join!(volumes(scene), scene.inventory.snapshots(&scene.case));
+    let (volumes, ending) = volumes?;
+    Ok((judge(&snapshots?, &volumes, ending), volumes, ending))
+}
+
+/// Snapshots of every volume have begun: their content is fixed.
+#[derive(Debug)]
+pub struct Take;
+
+#[async_trait]
+impl Goal for Take {
+    fn step(&self) -> Step {
+        Step::Snapshot
+    }
+
+    fn name(&self) -> &'static str {
+        "take"
+    }
+
+    async fn look(&self, scene: &Scene, history: &History) -> Result<Assessment> {
+        let (sets, volumes, ending) = sets(scene).await?;
+        let mut seen = Assessment::default();
+        if volumes.is_empty() {
+            seen.notes.push("there is no EBS volume to snapshot".to_owned());
+            return Ok(seen);
+        }
+        let lacking: Vec<_> = volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).collect();
+        if !lacking.is_empty() && sets.calls >= MOST_SETS && !ending {
+            seen.short.push(Shortfall {
+                step: Step::Snapshot,
+                what: format!(
+                    "{} calls left no whole set: {} failed",
+                    sets.calls,
+                    join(&sets.failed)
+                ),
+                advice: "look at the volumes' state, and snapshot them by hand".to_owned(),
+            });
+            return Ok(seen);
+        }
+        let mut tags = scene.tags();
+        let call = history.applied.len() + sets.calls + 1;
+        tags.insert(SET.to_owned(), format!("{}-{call}", scene.nonce));
+        let description = format!("Cleanroom {} of {}", scene.case, scene.instance);
+        if ending {
+            let snapped: BTreeSet<_> = sets.evidence.keys().collect();
+            seen.now.extend(volumes.iter().filter(|v| !snapped.contains(v)).map(|volume| {
+                let (description, tags) = (description.clone(), tags.clone());
+                Change::CreateSnapshot { volume: volume.clone(), description, tags }
+            }));
+        } else if !lacking.is_empty() {
+            let refused = history.refusal(|c| matches!(c, Change::CreateSnapshots { .. }));
+            let instance = scene.instance.clone();
+            match refused {
+                Some(why) => seen.short.push(Shortfall {
+                    step: Step::Snapshot,
+                    what: format!("the volumes of {instance} have no snapshots: {why}"),
+                    advice:
+                        "the volumes are kept on termination; run respond again once that is mended"
+                            .to_owned(),
+                }),
+                None => seen.now.push(Change::CreateSnapshots { instance, description, tags }),
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// Every snapshot is whole.
+#[derive(Debug)]
+pub struct Settle;
+
+/// How long copying a volume to S3 may take: an hour, and ten seconds a GiB.
+fn patience(snapshots: &BTreeMap<VolumeId, Snapshot>) -> Duration {
+    let gib: u64 = snapshots.values().map(|s| u64::from(s.size)).max().unwrap_or(0);
+    Duration::from_secs(3600 + gib * 10)
+}
+
+#[async_trait]
+impl Goal for Settle {
+    fn step(&self) -> Step {
+        Step::Snapshot
+    }
+
+    fn name(&self) -> &'static str {
+        "settle"
+    }
+
+    async fn look(&self, scene: &Scene, _history: &History) -> Result<Assessment> {
+        let (sets, volumes, _) = sets(scene).await?;
+        let mut seen = Assessment::default();
+        let lacking: Vec<_> = volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).collect();
+        if !lacking.is_empty() {
+            seen.short.push(Shortfall {
+                step: Step::Snapshot,
+                what: format!("{} without a good snapshot", join(&lacking)),
+                advice: "run respond again: it takes another set".to_owned(),
+            });
+            return Ok(seen);
+        }
+        let pending: Vec<_> =
+            sets.evidence.values().filter(|s| s.state == SnapshotState::Pending).collect();
+        if !pending.is_empty() {
+            let parts = pending.iter().map(|s| format!("{} {} %", s.id, s.progress));
+            let what = format!("snapshots to complete: {}", join(parts));
+            seen.waiting = Some((what, patience(&sets.evidence)));
+        }
+        if !sets.surplus.is_empty() {
+            seen.notes.push(format!(
+                "surplus snapshots, taken after the evidence: {}",
+                join(&sets.surplus)
+            ));
+        }
+        Ok(seen)
+    }
+}
+
+fn join<T: std::fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
+    things.into_iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// No snapshot depends on a key that is not the case's, where the case has one.
+#[derive(Debug)]
+pub struct Rekey;
+
+#[async_trait]
+impl Goal for Rekey {
+    fn step(&self) -> Step {
+        Step::Snapshot
+    }
+
+    fn name(&self) -> &'static str {
+        "rekey"
+    }
+
+    async fn look(&self, scene: &Scene, _history: &History) -> Result<Assessment> {
+        let (sets, ..) = sets(scene).await?;
+        let mut seen = Assessment::default();
+        for snapshot in sets.evidence.values().filter(|s| s.encrypted) {
+            let Some(key) = &snapshot.key else { continue };
+            if scene.policy.key.as_ref() == Some(key) {
+                continue;
+            }
+            let why = match scene.inventory.key(key).await {
+                Ok(known) if known.aws_managed => "which AWS manages, so it can not be shared",
+                Ok(known) if known.account != scene.caller.account => "which another account owns",
+                Ok(_) => continue,
+                Err(_) => "which can not be looked at",
+            };
+            if let Some(copy) = sets.copies.get(snapshot.id.as_str()) {
+                if copy.state == SnapshotState::Pending {
+                    let what = format!("copy {} of {} to complete", copy.id, snapshot.id);
+                    seen.waiting = Some((what, patience(&sets.evidence)));
+                }
+            } else if let Some(own) = &scene.policy.key {
+                let mut tags = scene.tags();
+                tags.insert(COPY_OF.to_owned(), snapshot.id.to_string());
+                let snapshot = snapshot.id.clone();
+                seen.now.push(Change::CopySnapshot { snapshot, key: own.clone(), tags });
+            } else {
+                seen.notes.push(format!("{} depends on key {key}, {why}", snapshot.id));
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// Nobody can delete the snapshots, where people asked for that.
+#[derive(Debug)]
+pub struct Lock;
+
+#[async_trait]
+impl Goal for Lock {
+    fn step(&self) -> Step {
+        Step::Snapshot
+    }
+
+    fn name(&self) -> &'static str {
+        "lock"
+    }
+
+    async fn look(&self, scene: &Scene, _history: &History) -> Result<Assessment> {
+        let mut seen = Assessment::default();
+        let Some(days) = scene.policy.lock_days else { return Ok(seen) };
+        let (sets, ..) = sets(scene).await?;
+        let all = sets.evidence.values().chain(sets.copies.values()).filter(|s| !s.locked);
+        seen.now.extend(all.map(|s| Change::LockSnapshot { snapshot: s.id.clone(), days }));
+        Ok(seen)
+    }
+}
+
+/// An image of the evidence is registered, where people asked for that.
+#[derive(Debug)]
+pub struct Register;
+
+#[async_trait]
+impl Goal for Register {
+    fn step(&self) -> Step {
+        Step::Snapshot
+    }
+
+    fn name(&self) -> &'static str {
+        "image"
+    }
+
+    async fn look(&self, scene: &Scene, _history: &History) -> Result<Assessment> {
+        let mut seen = Assessment::default();
+        if !scene.policy.image {
+            return Ok(seen);
+        }
+        let (images, found) = tokio::join!(scene.inventory.images(&scene.case), sets(scene));
+        let (images, (sets, volumes, ending)) = (images?, found?);
+        if let Some(image) = images.iter().find(|i| i.state != "failed") {
+            if image.state == "pending" {
+                let what = format!("image {} to become available", image.id);
+                seen.waiting = Some((what, patience(&sets.evidence)));
+            }
+            return Ok(seen);
+        }
+        if volumes.is_empty() || sets.evidence.len() < volumes.len() {
+            return Ok(seen);
+        }
+        let instance = &scene.original.instance;
+        let name = format!("cleanroom-{}", scene.case);
+        let devices: BTreeMap<_, _> = instance
+            .volumes
+            .iter()
+            .filter_map(|v| Some((v.device.clone(), sets.evidence.get(&v.volume)?.id.clone())))
+            .collect();
+        let root = instance.root_device.clone().filter(|root| devices.contains_key(root));
+        // Windows' and the Marketplace's billing codes are lost when an image is registered from a snapshot.
+        let by_ec2 = instance.windows || !instance.product_codes.is_empty();
+        match root {
+            Some(root_device) if !by_ec2 => seen.now.push(Change::RegisterImage {
+                name,
+                architecture: instance.architecture.clone(),
+                root_device,
+                devices,
+                tags: scene.tags(),
+            }),
+            _ if ending => seen.short.push(Shortfall {
+                step: Step::Snapshot,
+                what: "no image can be registered from these snapshots, and the instance is ending"
+                    .to_owned(),
+                advice: "attach volumes made from the snapshots instead".to_owned(),
+            }),
+            _ => seen.now.push(Change::CreateImage {
+                instance: scene.instance.clone(),
+                name,
+                tags: scene.tags(),
+            }),
+        }
+        Ok(seen)
+    }
+}
+
+/// Logs which snapshots are the evidence, where that has changed.
+pub async fn log_preserved(case: &Case) {
+    let Ok((sets, ..)) = sets(&case.scene).await else { return };
+    let snapshots: Vec<_> = sets.evidence.values().map(|s| s.id.to_string()).collect();
+    if case.journal.ledger().await.snapshots == snapshots {
+        return;
+    }
+    let surplus = sets.surplus.iter().map(ToString::to_string).collect();
+    let depends = sets
+        .evidence
+        .values()
+        .filter_map(|s| Some(format!("{} is under key {}", s.id, s.key.as_ref()?)));
+    let notes = depends.collect();
+    let body = Body::Preserved { snapshots, surplus, notes };
+    case.journal.append(Some(Step::Snapshot), body).await;
+}
