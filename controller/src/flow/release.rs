@@ -72,14 +72,8 @@ pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
     }
     super::close_left_open(&case).await;
     let (drift, unknown) = status::drift(&case).await;
-    let mut proposal = Proposal {
-        changes: Vec::new(),
-        drift,
-        short: unknown,
-        notes: lock(&case.notes).drain(..).collect(),
-        case,
-        known,
-    };
+    let notes = std::mem::take(&mut *lock(&case.notes));
+    let mut proposal = Proposal { changes: Vec::new(), drift, short: unknown, notes, case, known };
     let unread = proposal.case.scene.original.unknown();
     proposal
         .short
