@@ -280,3 +280,123 @@ impl Intercept for Calls {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Read},
+        net::{TcpListener, TcpStream},
+        thread::{self, JoinHandle},
+    };
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{clients::tests::clients, error::fail};
+
+    const REGIONS: &str = "<DescribeRegionsResponse><requestId>r</requestId><regionInfo><item>\
+        <regionName>eu-west-1</regionName></item></regionInfo></DescribeRegionsResponse>";
+
+    /// A service that gives each request the next answer, status and body, and then the requests' heads.
+    fn service(answers: Vec<(u16, &'static str)>) -> (String, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("its address");
+        let served = thread::spawn(move || {
+            answers.into_iter().map(|answer| serve(&listener, answer)).collect()
+        });
+        (format!("http://{address}"), served)
+    }
+
+    /// Answers one request, and gives its head.
+    fn serve(listener: &TcpListener, (status, body): (u16, &str)) -> String {
+        let (stream, _) = listener.accept().expect("a connection");
+        let mut reader = BufReader::new(stream.try_clone().expect("the same connection"));
+        let (mut head, mut length) = (String::new(), 0);
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a line");
+            if line == "\r\n" {
+                break;
+            }
+            let lower = line.to_ascii_lowercase();
+            if let Some(value) = lower.strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a number");
+            }
+            head.push_str(&lower);
+        }
+        reader.read_exact(&mut vec![0; length]).expect("the body");
+        answer(stream, status, body);
+        head
+    }
+
+    /// Writes an answer that ends the connection.
+    fn answer(mut stream: TcpStream, status: u16, body: &str) {
+        let head = format!(
+            "HTTP/1.1 {status} status\r\ncontent-type: text/xml;charset=UTF-8\r\n\
+             x-amzn-requestid: req-{status}\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).expect("the head");
+        stream.write_all(body.as_bytes()).expect("the body");
+    }
+
+    #[tokio::test]
+    async fn every_attempt_is_logged_and_the_last_answer_is_captured() {
+        let (endpoint, served) = service(vec![(503, ""), (200, REGIONS)]);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("calls.jsonl");
+        let clients = clients(&endpoint, Some(&path));
+
+        assert_eq!(clients.calls.clock_ahead(), None);
+        let (answer, captured) = capture(clients.ec2.describe_regions().send()).await;
+        assert_eq!(answer.expect("the second answer").regions().len(), 1);
+
+        assert_eq!(captured.len(), 1, "{captured:?}");
+        assert_eq!(captured[0].operation, "ec2:DescribeRegions");
+        assert_eq!(captured[0].bytes, REGIONS.as_bytes());
+        assert_eq!(captured[0].request.as_deref(), Some("req-200"));
+        assert_eq!(captured[0].content_type.as_deref(), Some("text/xml;charset=UTF-8"));
+
+        let log = std::fs::read_to_string(&path).expect("the log");
+        let lines: Vec<Value> =
+            log.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        for (line, (attempt, status)) in lines.iter().zip([(1, 503), (2, 200)]) {
+            assert_eq!(line["service"], "ec2");
+            assert_eq!(line["operation"], "DescribeRegions");
+            assert_eq!(line["attempt"], attempt);
+            assert_eq!(line["status"], status);
+            assert_eq!(line["request"], format!("req-{status}"));
+            assert!(line["ms"].is_f64() && line["time"].is_string(), "{line}");
+        }
+        assert!(clients.calls.clock_ahead().is_some(), "a date was sent");
+
+        for head in served.join().expect("the service") {
+            let agent = head.lines().find(|line| line.starts_with("user-agent:")).expect("one");
+            assert!(agent.contains(&format!(" {PRODUCT} aws-sdk-rust/")), "{agent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_in_the_table_is_not_sent() {
+        let (endpoint, _) = service(Vec::new());
+        let clients = clients(&endpoint, None);
+        let answer = clients.ec2.describe_account_attributes().send().await;
+        let error = fail("ec2:DescribeAccountAttributes", "", answer.expect_err("not declared"));
+        assert_eq!(error.code, "Undeclared");
+        assert!(error.message.contains("ec2:DescribeAccountAttributes"), "{}", error.message);
+    }
+
+    #[tokio::test]
+    async fn a_call_outside_is_not_captured() {
+        let (endpoint, served) = service(vec![(200, REGIONS), (200, REGIONS)]);
+        let clients = clients(&endpoint, None);
+        clients.ec2.describe_regions().send().await.expect("an answer");
+        let (_, captured) = capture(async {}).await;
+        assert_eq!(captured, []);
+        let (_, captured) = capture(clients.ec2.describe_regions().send()).await;
+        assert_eq!(captured.len(), 1);
+        served.join().expect("the service");
+    }
+}

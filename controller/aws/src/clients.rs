@@ -57,10 +57,7 @@ impl Way {
     fn patient() -> Self {
         Self {
             timeouts: timeouts(10, 30),
-            retries: RetryConfig::standard()
-                .with_max_attempts(6)
-                .with_initial_backoff(Duration::from_millis(100))
-                .with_max_backoff(Duration::from_secs(3)),
+            retries: retries(),
             // The SDK's own quota (100 failed attempts) is meant for a service under overload. An incident with
             // hundreds of instances under throttling runs dry of it, and then nothing is retried at all.
             quota: TokenBucket::builder().capacity(10_000).refill_rate(100.0).build(),
@@ -86,8 +83,16 @@ impl Way {
     }
 }
 
+/// Retries of calls that may be repeated: six attempts, with pauses from a tenth of a second to three.
+pub(crate) fn retries() -> RetryConfig {
+    RetryConfig::standard()
+        .with_max_attempts(6)
+        .with_initial_backoff(Duration::from_millis(100))
+        .with_max_backoff(Duration::from_secs(3))
+}
+
 /// Time-outs of one attempt and of all of them, in seconds.
-fn timeouts(attempt: u64, operation: u64) -> TimeoutConfig {
+pub(crate) fn timeouts(attempt: u64, operation: u64) -> TimeoutConfig {
     TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(3))
         .operation_attempt_timeout(Duration::from_secs(attempt))
@@ -166,4 +171,35 @@ fn has_own_s3_endpoint(shared: &SdkConfig) -> bool {
         _ => None,
     };
     for_s3.is_some() || shared.endpoint_url().is_some()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use aws_config::{BehaviorVersion, Region};
+    use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+
+    use super::*;
+
+    /// Clients of a service at `endpoint`, with the credentials of AWS's documentation.
+    pub(crate) fn clients(endpoint: &str, log: Option<&Path>) -> Clients {
+        let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+        let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", secret, None, None, "test");
+        let shared = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("eu-central-1"))
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .endpoint_url(endpoint)
+            .build();
+        let calls = Calls::new(log).expect("a log that can be written");
+        Clients::new(&shared, calls, Some("evidence".to_owned()), None)
+    }
+
+    #[test]
+    fn an_endpoint_of_one_s_own_is_seen() {
+        let shared = SdkConfig::builder().endpoint_url("http://127.0.0.1:5000").build();
+        assert!(has_own_s3_endpoint(&shared));
+        assert!(!has_own_s3_endpoint(&SdkConfig::builder().build()));
+    }
 }

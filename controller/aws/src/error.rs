@@ -217,3 +217,170 @@ const CREDENTIAL_CODES: &[&str] = &[
     "MissingAuthenticationToken",
     "UnrecognizedClient",
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, time::Duration};
+
+    use aws_smithy_runtime_api::client::result::ConnectorError;
+    use aws_smithy_types::{body::SdkBody, error::ErrorMetadata};
+
+    use super::*;
+    use crate::clients::tests::clients;
+
+    /// An operation's error type, which all have metadata.
+    #[derive(Debug, thiserror::Error)]
+    #[error("service error")]
+    struct Plain(ErrorMetadata);
+
+    impl ProvideErrorMetadata for Plain {
+        fn meta(&self) -> &ErrorMetadata {
+            &self.0
+        }
+    }
+
+    /// An answer without a body.
+    fn raw(status: u16) -> HttpResponse {
+        HttpResponse::new(status.try_into().expect("a status"), SdkBody::empty())
+    }
+
+    /// An error of a service.
+    fn service_error(code: Option<&str>, status: u16) -> SdkError<Plain, HttpResponse> {
+        let mut meta = ErrorMetadata::builder().message("why it said no");
+        if let Some(code) = code {
+            meta = meta.code(code);
+        }
+        let mut raw = raw(status);
+        raw.headers_mut().insert("x-amzn-requestid", "req-1");
+        SdkError::service_error(Plain(meta.build()), raw)
+    }
+
+    #[test]
+    fn codes_and_statuses_have_a_kind() {
+        use ErrorKind as K;
+        let table = [
+            ("InvalidInstanceID.NotFound", 400, K::NotFound),
+            ("InvalidSecurityGroupRuleId.NotFound", 400, K::NotFound),
+            ("NoSuchEntity", 404, K::NotFound),
+            ("NoSuchBucket", 404, K::NotFound),
+            ("NotFoundException", 400, K::NotFound),
+            ("TargetGroupNotFound", 400, K::NotFound),
+            ("NotFound", 404, K::NotFound),
+            ("", 404, K::NotFound),
+            ("UnauthorizedOperation", 403, K::Denied),
+            ("AccessDenied", 403, K::Denied),
+            ("AccessDeniedException", 400, K::Denied),
+            ("AuthorizationError", 403, K::Denied),
+            ("", 403, K::Denied),
+            ("ExpiredToken", 403, K::Credentials),
+            ("ExpiredTokenException", 400, K::Credentials),
+            ("RequestExpired", 400, K::Credentials),
+            ("AuthFailure", 401, K::Credentials),
+            ("InvalidClientTokenId", 403, K::Credentials),
+            ("UnrecognizedClientException", 400, K::Credentials),
+            ("SignatureDoesNotMatch", 403, K::Credentials),
+            ("RequestLimitExceeded", 503, K::Throttled),
+            ("Throttling", 400, K::Throttled),
+            ("ThrottlingException", 400, K::Throttled),
+            ("SlowDown", 503, K::Throttled),
+            ("TooManyRequestsException", 429, K::Throttled),
+            ("SnapshotCreationPerVolumeRateExceeded", 400, K::Throttled),
+            ("", 429, K::Throttled),
+            ("InvalidGroup.Duplicate", 400, K::Conflict),
+            ("InvalidPermission.Duplicate", 400, K::Conflict),
+            ("InvalidAMIName.Duplicate", 400, K::Conflict),
+            ("EntityAlreadyExists", 409, K::Conflict),
+            ("NetworkAclEntryAlreadyExists", 400, K::Conflict),
+            ("Resource.AlreadyAssociated", 400, K::Conflict),
+            ("PreconditionFailed", 412, K::Conflict),
+            ("ConditionalRequestConflict", 409, K::Conflict),
+            ("UnsupportedOperation", 400, K::Unsupported),
+            ("OptInRequired", 403, K::Unsupported),
+            ("NotImplemented", 501, K::Unsupported),
+            ("InvalidAction", 400, K::Unsupported),
+            ("IncorrectInstanceState", 400, K::Refused),
+            ("IncorrectState", 400, K::Refused),
+            ("OperationNotPermitted", 400, K::Refused),
+            ("InvalidParameterValue", 400, K::Refused),
+            ("ValidationError", 400, K::Refused),
+            ("DependencyViolation", 400, K::Refused),
+            ("VpcLimitExceeded", 400, K::Refused),
+            ("LimitExceeded", 409, K::Refused),
+            ("MalformedPolicyDocument", 400, K::Refused),
+            ("InternalError", 500, K::Ambiguous),
+            ("Unavailable", 503, K::Ambiguous),
+            ("", 502, K::Ambiguous),
+            ("Moved", 301, K::Other),
+        ];
+        for (code, status, expected) in table {
+            assert_eq!(kind_of(code, status), expected, "{code} {status}");
+        }
+    }
+
+    #[test]
+    fn a_service_s_error_keeps_its_code_its_sentence_and_its_request() {
+        let error = fail("ec2:DeleteSecurityGroup", "sg-1", service_error(Some("InUse"), 400));
+        assert_eq!(
+            error.to_string(),
+            "ec2:DeleteSecurityGroup sg-1: InUse: why it said no (request req-1)"
+        );
+        assert_eq!(error.kind, ErrorKind::Refused);
+        let error = fail("s3:GetObject", "key", service_error(None, 503));
+        assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Ambiguous, "Http503"));
+    }
+
+    #[test]
+    fn a_long_sentence_is_cut_between_characters() {
+        let meta = ErrorMetadata::builder().code("Long").message("ü".repeat(5000)).build();
+        let error = fail("ec2:CreateTags", "i-1", SdkError::service_error(Plain(meta), raw(400)));
+        assert_eq!(error.message.chars().count(), MESSAGE_CHARS);
+    }
+
+    /// The kind and code of a request that got no answer.
+    fn without(error: SdkError<Plain, HttpResponse>) -> (ErrorKind, String) {
+        let error = fail("ec2:CreateSnapshots", "i-1", error);
+        (error.kind, error.code)
+    }
+
+    #[test]
+    fn what_may_have_been_sent_may_have_been_done() {
+        let reset = ConnectorError::io("connection reset by peer".into());
+        let reset = SdkError::dispatch_failure(reset);
+        assert_eq!(without(reset), (ErrorKind::Ambiguous, "NoAnswer".into()));
+        let slow = ConnectorError::timeout("HTTP read timeout occurred after 10s".into());
+        let slow = SdkError::dispatch_failure(slow);
+        assert_eq!(without(slow), (ErrorKind::Ambiguous, "TimedOut".into()));
+        let slow = SdkError::timeout_error("operation timeout");
+        assert_eq!(without(slow), (ErrorKind::Ambiguous, "TimedOut".into()));
+        let garbled = SdkError::response_error("unexpected end", raw(200));
+        assert_eq!(without(garbled), (ErrorKind::Ambiguous, "BadResponse".into()));
+    }
+
+    #[test]
+    fn what_was_not_sent_was_not_done() {
+        let incomplete = SdkError::construction_failure("a field is missing");
+        assert_eq!(without(incomplete), (ErrorKind::Other, "NotSent".into()));
+        let late = ConnectorError::timeout("HTTP connect timeout occurred after 3s".into());
+        let late = SdkError::dispatch_failure(late);
+        assert_eq!(without(late), (ErrorKind::Unreachable, "NotConnected".into()));
+        let none = CredentialsError::not_loaded_no_source();
+        let none = SdkError::dispatch_failure(ConnectorError::other(none.into(), None));
+        assert_eq!(without(none), (ErrorKind::Credentials, "NoCredentials".into()));
+        let slow = CredentialsError::provider_timed_out(Duration::from_secs(5));
+        let slow = SdkError::dispatch_failure(ConnectorError::other(slow.into(), None));
+        assert_eq!(without(slow), (ErrorKind::Unreachable, "CredentialsTimedOut".into()));
+    }
+
+    /// Holds the texts by which a connection that never came to be is known.
+    #[tokio::test]
+    async fn a_closed_port_is_unreachable() {
+        let port = {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            listener.local_addr().expect("its address").port()
+        };
+        let clients = clients(&format!("http://127.0.0.1:{port}"), None);
+        let answer = clients.ec2_once.describe_regions().send().await;
+        let error = fail("ec2:DescribeRegions", "", answer.expect_err("nobody listens"));
+        assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Unreachable, "NotConnected"));
+    }
+}

@@ -1,0 +1,181 @@
+//! What is there, over the SDK.
+//!
+//! Purpose: the [`Inventory`] port, each question handed to the module of its service. Touches AWS to read. Never changes
+//! anything.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use aws_sdk_kms::types::{KeyManagerType, KeyState};
+use cleanroom_cloud::{
+    AccountId, AlertFinding, Association, Caller, Classic, EncryptionKey, EventPage, EventQuery,
+    GroupId, Guards, Image, Instance, InstanceQuery, Interface, InterfaceId, Inventory, Membership,
+    NetworkAcl, Profile, Result, RoleName, RolePolicy, ScalingGroup, SecurityGroup, Snapshot,
+    Target, TargetGroup, TargetGroupArn, UserAccess, Volume, VpcId,
+};
+use cleanroom_contract::{CaseId, InstanceId, VolumeId};
+
+use crate::{
+    Aws, balancing,
+    clients::Clients,
+    ec2::{instances, network, volumes},
+    error::{bad_answer, fail, missing},
+    iam, posture, scaling, trail,
+};
+
+#[async_trait]
+impl Inventory for Aws {
+    async fn caller(&self) -> Result<Caller> {
+        caller(&self.clients).await
+    }
+
+    async fn regions_with(&self, instance: &InstanceId) -> Result<Vec<String>> {
+        instances::regions_with(&self.clients, instance).await
+    }
+
+    async fn find_instances(&self, query: &InstanceQuery) -> Result<Vec<Instance>> {
+        instances::find(&self.clients, query).await
+    }
+
+    async fn get_instance(&self, instance: &InstanceId) -> Result<Instance> {
+        instances::get(&self.clients, instance).await
+    }
+
+    async fn guards(&self, instance: &InstanceId) -> Result<Guards> {
+        instances::guards(&self.clients, instance).await
+    }
+
+    async fn has_instance_store(&self, instance_type: &str) -> Result<bool> {
+        instances::has_instance_store(&self.clients, instance_type).await
+    }
+
+    async fn instances_like(
+        &self,
+        image: Option<&str>,
+        profile: Option<&str>,
+    ) -> Result<Vec<InstanceId>> {
+        instances::like(&self.clients, image, profile).await
+    }
+
+    async fn interfaces(&self, instance: &InstanceId) -> Result<Vec<Interface>> {
+        network::interfaces(&self.clients, instance).await
+    }
+
+    async fn get_interface(&self, interface: &InterfaceId) -> Result<Interface> {
+        network::get_interface(&self.clients, interface).await
+    }
+
+    async fn auto_public_address(&self, interface: &InterfaceId) -> Result<bool> {
+        network::auto_public_address(&self.clients, interface).await
+    }
+
+    async fn find_group(&self, vpc: &VpcId, name: &str) -> Result<Option<SecurityGroup>> {
+        network::find_group(&self.clients, vpc, name).await
+    }
+
+    async fn get_group(&self, group: &GroupId) -> Result<SecurityGroup> {
+        network::get_group(&self.clients, group).await
+    }
+
+    async fn acls(&self, vpc: &VpcId) -> Result<Vec<NetworkAcl>> {
+        network::acls_of(&self.clients, vpc).await
+    }
+
+    async fn membership(&self, instance: &InstanceId) -> Result<Option<Membership>> {
+        scaling::membership(&self.clients, instance).await
+    }
+
+    async fn scaling_group(&self, name: &str) -> Result<ScalingGroup> {
+        scaling::scaling_group(&self.clients, name).await
+    }
+
+    async fn target_groups(&self) -> Result<Vec<TargetGroup>> {
+        balancing::target_groups(&self.clients).await
+    }
+
+    async fn targets(&self, target_group: &TargetGroupArn) -> Result<Vec<Target>> {
+        balancing::targets(&self.clients, target_group).await
+    }
+
+    async fn classic_balancers(&self) -> Result<Vec<Classic>> {
+        balancing::classic_balancers(&self.clients).await
+    }
+
+    async fn volumes(&self, ids: &[VolumeId]) -> Result<Vec<Volume>> {
+        volumes::volumes(&self.clients, ids).await
+    }
+
+    async fn attached_volumes(&self, instance: &InstanceId) -> Result<Vec<Volume>> {
+        volumes::attached(&self.clients, instance).await
+    }
+
+    async fn snapshots(&self, case: &CaseId) -> Result<Vec<Snapshot>> {
+        volumes::snapshots(&self.clients, case).await
+    }
+
+    async fn images(&self, case: &CaseId) -> Result<Vec<Image>> {
+        volumes::images(&self.clients, case).await
+    }
+
+    async fn key(&self, key: &str) -> Result<EncryptionKey> {
+        encryption_key(&self.clients, key).await
+    }
+
+    async fn profile_associations(&self, instance: &InstanceId) -> Result<Vec<Association>> {
+        instances::profile_associations(&self.clients, instance).await
+    }
+
+    async fn profile(&self, arn: &str) -> Result<Profile> {
+        iam::profile(&self.clients, arn).await
+    }
+
+    async fn role_policies(&self, role: &RoleName) -> Result<Vec<RolePolicy>> {
+        iam::role_policies(&self.clients, role).await
+    }
+
+    async fn user_access(&self, user: &str) -> Result<UserAccess> {
+        iam::user_access(&self.clients, user).await
+    }
+
+    async fn findings(&self, instance: &InstanceId) -> Result<Vec<AlertFinding>> {
+        trail::findings(&self.clients, instance).await
+    }
+
+    async fn events(&self, query: &EventQuery, next: Option<&str>) -> Result<EventPage> {
+        trail::events(&self.clients, query, next).await
+    }
+
+    async fn stack_outputs(&self, stack: &str) -> Result<BTreeMap<String, String>> {
+        posture::stack_outputs(&self.clients, stack).await
+    }
+}
+
+/// Who calls, and how far apart the clocks are by that very answer.
+async fn caller(clients: &Clients) -> Result<Caller> {
+    const OPERATION: &str = "sts:GetCallerIdentity";
+    let answer = clients.sts.get_caller_identity().send().await;
+    let answer = answer.map_err(|error| fail(OPERATION, "", error))?;
+    Ok(Caller {
+        account: AccountId::from(
+            answer.account.ok_or_else(|| bad_answer(OPERATION, "", "Account"))?,
+        ),
+        arn: answer.arn.ok_or_else(|| bad_answer(OPERATION, "", "Arn"))?,
+        region: clients.region.clone(),
+        clock_ahead: clients.calls.clock_ahead(),
+    })
+}
+
+/// A key, by id, alias or ARN.
+async fn encryption_key(clients: &Clients, key: &str) -> Result<EncryptionKey> {
+    const OPERATION: &str = "kms:DescribeKey";
+    let answer = clients.kms.describe_key().key_id(key).send().await;
+    let answer = answer.map_err(|error| fail(OPERATION, key, error))?;
+    let found = answer.key_metadata.ok_or_else(|| missing(OPERATION, key))?;
+    let usable = found.enabled && found.key_state().is_none_or(|s| *s == KeyState::Enabled);
+    Ok(EncryptionKey {
+        arn: found.arn().ok_or_else(|| bad_answer(OPERATION, key, "Arn"))?.to_owned(),
+        account: AccountId::from(found.aws_account_id().unwrap_or_default()),
+        aws_managed: found.key_manager() == Some(&KeyManagerType::Aws),
+        enabled: usable,
+    })
+}
