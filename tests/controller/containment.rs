@@ -1,0 +1,120 @@
+//! The whole response against the cloud in memory: well, twice, and broken at every call.
+
+use std::time::Duration;
+
+use cleanroom_cloud_fake::{At, Fault, FakeCloud, World};
+use cleanroom_cloud::ErrorKind;
+
+use crate::support::{
+    assert_contained, changes_since, respond, respond_or_die,
+};
+
+#[tokio::test(start_paused = true)]
+async fn the_full_instance_is_contained_and_preserved() {
+    let before = World::full();
+    let cloud = FakeCloud::new(before.clone());
+    let report = respond(&cloud, None).await;
+    assert!(report.is_whole(), "{report:#?}");
+    assert_contained(&cloud, &before, "a run without faults").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_plain_instance_is_contained_and_preserved() {
+    let before = World::plain();
+    let cloud = FakeCloud::new(before.clone());
+    let report = respond(&cloud, None).await;
+    assert!(report.is_whole(), "{report:#?}");
+    assert_contained(&cloud, &before, "the plain instance").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_run_changes_nothing() {
+    for before in [World::plain(), World::full()] {
+        let cloud = FakeCloud::new(before.clone());
+        respond(&cloud, None).await;
+        let first = cloud.calls().len() as u64;
+        let again = respond(&cloud.restarted(), None).await;
+        assert!(again.is_whole() && again.joined, "{again:#?}");
+        // Writing to the log that nothing was done would be a change, too.
+        assert_eq!(changes_since(&cloud, first), Vec::<String>::new());
+    }
+}
+
+/// Breaks a run at one call in one way, runs again until a run ends, and judges.
+async fn broken(before: &World, fault: Fault, n: u64) {
+    let what = format!("{fault:?} at call {n}");
+    let cloud = FakeCloud::new(before.clone());
+    let spool = tempfile::tempdir().expect("a folder for the spool");
+    cloud.fault(fault, At::Call(n));
+    let mut process = cloud.clone();
+    let mut whole = false;
+    for _ in 0..3 {
+        if let Some(report) = respond_or_die(&process, Some(spool.path())).await {
+            whole = report.is_whole();
+            if whole {
+                break;
+            }
+        }
+        process = process.restarted();
+    }
+    assert!(whole, "{what}: three runs did not end it");
+    assert_contained(&process, before, &what).await;
+}
+
+/// How many calls a run without faults makes.
+async fn calls(before: &World) -> u64 {
+    let cloud = FakeCloud::new(before.clone());
+    respond(&cloud, None).await;
+    cloud.calls().len() as u64
+}
+
+#[tokio::test(start_paused = true)]
+async fn death_before_any_call_loses_nothing() {
+    let before = World::full();
+    for n in 1..=calls(&before).await {
+        broken(&before, Fault::DieBefore, n).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn death_after_any_call_loses_nothing() {
+    let before = World::full();
+    for n in 1..=calls(&before).await {
+        broken(&before, Fault::DieAfter, n).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_at_any_call_loses_nothing() {
+    let before = World::full();
+    for n in 1..=calls(&before).await {
+        broken(&before, Fault::LoseAnswer, n).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttling_at_any_call_loses_nothing() {
+    let before = World::full();
+    for n in 1..=calls(&before).await {
+        broken(&before, Fault::Refuse(ErrorKind::Throttled), n).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_never_ends_holds_up_nothing_for_good() {
+    let before = World::full();
+    for n in 1..=calls(&before).await {
+        let what = format!("a call that hangs, number {n}");
+        let cloud = FakeCloud::new(before.clone());
+        cloud.fault(Fault::Hang, At::Call(n));
+        // The adapter's own time-out ends such a call; here nothing does, so the person ends the run.
+        let ended = tokio::time::timeout(Duration::from_secs(3600), respond(&cloud, None)).await;
+        if ended.is_err() {
+            cloud.kill();
+        }
+        let process = cloud.restarted();
+        let report = respond(&process, None).await;
+        assert!(report.is_whole(), "{what}: {report:#?}");
+        assert_contained(&process, &before, &what).await;
+    }
+}
