@@ -330,6 +330,7 @@ fn is_template_id(template: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::canned::canned;
 
     #[test]
     fn a_body_is_named_by_its_media_type_or_how_it_opens() {
@@ -362,5 +363,79 @@ mod tests {
         for name in ["lt-web", "lt-0123456789abcdefg", "web", "lt-", "LT-0123456789abcdef0"] {
             assert!(!is_template_id(name), "{name}");
         }
+    }
+
+    fn instance() -> InstanceId {
+        "i-0123456789abcdef0".parse().expect("an id")
+    }
+
+    #[tokio::test]
+    async fn console_output_comes_as_sent_and_decoded_also_from_types_without_the_latest() {
+        const OUTPUT: &str =
+            "<GetConsoleOutputResponse><output>aGVsbG8=</output></GetConsoleOutputResponse>";
+        let canned = canned(None, |request, _| {
+            if request.contains("Latest=true") {
+                let error = "<Response><Errors><Error><Code>UnsupportedOperation</Code></Error></Errors></Response>";
+                return (400, error.to_owned());
+            }
+            (200, OUTPUT.to_owned())
+        });
+        let question = Question::ConsoleOutput { instance: instance() };
+        let answers = ask(&canned.clients, &question).await.expect("an answer");
+        let told: Vec<_> = answers.iter().map(|a| (a.extension, a.bytes.as_slice())).collect();
+        assert_eq!(told, [("xml", OUTPUT.as_bytes()), ("txt", b"hello")]);
+        assert!(answers.iter().all(|a| a.operation == "ec2:GetConsoleOutput"));
+        assert_eq!(canned.sent().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_screenshot_comes_as_sent_and_as_a_picture_and_wakes_nobody() {
+        let canned = canned(None, |_, _| {
+            let body = "<GetConsoleScreenshotResponse><imageData>/9j/</imageData></GetConsoleScreenshotResponse>";
+            (200, body.to_owned())
+        });
+        let question = Question::ConsoleScreenshot { instance: instance() };
+        let answers = ask(&canned.clients, &question).await.expect("an answer");
+        assert_eq!((answers[0].extension, answers[1].extension), ("xml", "jpg"));
+        assert_eq!(answers[1].bytes, [0xff, 0xd8, 0xff]);
+        assert!(!canned.sent()[0].contains("WakeUp"));
+    }
+
+    #[tokio::test]
+    async fn every_page_is_an_answer_and_a_page_that_fails_fails_all() {
+        let page = |next: &str| {
+            format!(
+                "<DescribeTagsResponse><tagSet/><nextToken>{next}</nextToken></DescribeTagsResponse>"
+            )
+        };
+        let pages = move |broken: bool| {
+            canned(None, move |request, _| {
+                match request {
+                _ if request.contains("NextToken=b") && broken => {
+                    (403, "<Response><Errors><Error><Code>UnauthorizedOperation</Code></Error></Errors></Response>".into())
+                }
+                _ if request.contains("NextToken=b") => (200, page("")),
+                _ => (200, page("b")),
+            }
+            })
+        };
+        let question = Question::Tags { resources: vec!["i-0123456789abcdef0".into()] };
+        let whole = pages(false);
+        assert_eq!(ask(&whole.clients, &question).await.expect("two pages").len(), 2);
+        let broken = pages(true);
+        let error = ask(&broken.clients, &question).await.expect_err("half an answer is none");
+        assert_eq!(error.kind, ErrorKind::Denied);
+    }
+
+    #[tokio::test]
+    async fn many_ids_go_in_several_calls_and_none_in_no_call() {
+        let canned = canned(None, |_, _| (200, "<DescribeSecurityGroupsResponse/>".to_owned()));
+        let groups = (0..450).map(|n| format!("sg-{n:017x}")).collect();
+        let question = Question::SecurityGroups { groups };
+        assert_eq!(ask(&canned.clients, &question).await.expect("answers").len(), 3);
+        // Without a filter the call would be about every group of the Region.
+        let question = Question::SecurityGroups { groups: Vec::new() };
+        assert_eq!(ask(&canned.clients, &question).await, Ok(Vec::new()));
+        assert_eq!(canned.sent().len(), 3);
     }
 }

@@ -15,6 +15,8 @@
 
 mod balancing;
 mod calls;
+#[cfg(test)]
+mod canned;
 mod clients;
 mod ec2;
 mod error;

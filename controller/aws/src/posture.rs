@@ -337,6 +337,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::canned::canned;
 
     #[test]
     fn a_session_stands_for_its_role() {
@@ -412,5 +413,132 @@ mod tests {
         assert_eq!(of(ServerSideEncryption::AwsKms, Some(key)).as_deref(), Some(key));
         assert_eq!(of(ServerSideEncryption::AwsKms, None).as_deref(), Some("aws/s3"));
         assert_eq!(of(ServerSideEncryption::Aes256, None), None);
+    }
+
+    const SESSION: &str = "<GetCallerIdentityResponse><GetCallerIdentityResult>\
+        <Arn>arn:aws:sts::123456789012:assumed-role/responder/c-1</Arn>\
+        </GetCallerIdentityResult></GetCallerIdentityResponse>";
+
+    #[tokio::test]
+    async fn a_simulation_is_about_the_role_with_its_path() {
+        let canned = canned(None, |request, _| {
+            let body = if request.contains("Action=GetCallerIdentity") {
+                SESSION.to_owned()
+            } else if request.contains("Action=GetRole") {
+                "<GetRoleResponse><GetRoleResult><Role><Path>/ops/</Path><RoleName>responder</RoleName>\
+                 <RoleId>AROAEXAMPLE</RoleId><Arn>arn:aws:iam::123456789012:role/ops/responder</Arn>\
+                 <CreateDate>2026-01-01T00:00:00Z</CreateDate></Role></GetRoleResult></GetRoleResponse>"
+                    .to_owned()
+            } else {
+                let results: String =
+                    [("S3:putobject", "allowed"), ("iam:GetRole", "implicitDeny")]
+                        .map(|(action, decision)| {
+                            format!(
+                                "<member><EvalActionName>{action}</EvalActionName>\
+                             <EvalDecision>{decision}</EvalDecision></member>"
+                            )
+                        })
+                        .concat();
+                format!(
+                    "<SimulatePrincipalPolicyResponse><SimulatePrincipalPolicyResult>\
+                     <IsTruncated>false</IsTruncated><EvaluationResults>{results}</EvaluationResults>\
+                     </SimulatePrincipalPolicyResult></SimulatePrincipalPolicyResponse>"
+                )
+            };
+            (200, body)
+        });
+        let actions = ["iam:GetRole".to_owned(), "s3:PutObject".to_owned()];
+        let permissions = permissions(&canned.clients, &actions).await.expect("decided");
+        let told: Vec<_> = permissions.iter().map(|p| (p.action.as_str(), p.allowed)).collect();
+        assert_eq!(told, [("iam:GetRole", false), ("s3:PutObject", true)]);
+        let sent = canned.sent().pop().expect("a request");
+        assert!(sent.contains(
+            "PolicySourceArn=arn%3Aaws%3Aiam%3A%3A123456789012%3Arole%2Fops%2Fresponder"
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_role_that_may_not_look_at_itself_is_taken_to_have_no_path() {
+        let canned = canned(None, |request, _| {
+            if request.contains("Action=GetCallerIdentity") {
+                (200, SESSION.to_owned())
+            } else {
+                (
+                    403,
+                    "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"
+                        .into(),
+                )
+            }
+        });
+        let principal = caller_principal(&canned.clients).await;
+        assert_eq!(principal.as_deref(), Ok("arn:aws:iam::123456789012:role/responder"));
+    }
+
+    /// The configuration that a request asks a bucket for: the name in its query.
+    fn asked(request: &str) -> &str {
+        let query = request.split_once('?').map_or("", |(_, query)| query);
+        query.split(['=', '&', ' ']).next().unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn a_bucket_without_anything_configured_is_weak_and_no_error() {
+        let canned = canned(Some("weak"), |request, _| {
+            let code = match asked(request) {
+                "versioning" => return (200, "<VersioningConfiguration/>".into()),
+                "object-lock" => "ObjectLockConfigurationNotFoundError",
+                "publicAccessBlock" => "NoSuchPublicAccessBlockConfiguration",
+                "encryption" => "ServerSideEncryptionConfigurationNotFoundError",
+                "policy" => "NoSuchBucketPolicy",
+                other => panic!("{other:?} is not asked for"),
+            };
+            (404, format!("<Error><Code>{code}</Code></Error>"))
+        });
+        let expected = BucketPosture {
+            versioning: false,
+            object_lock: false,
+            retention: None,
+            public_access_blocked: false,
+            key: None,
+            policy: None,
+        };
+        assert_eq!(bucket(&canned.clients).await, Ok(expected));
+        assert_eq!(canned.sent().len(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_strong_bucket_is_told_as_it_is() {
+        let canned = canned(Some("evidence"), |request, _| {
+            let body = match asked(request) {
+                "versioning" => {
+                    "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+                }
+                "object-lock" => {
+                    "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule>\
+                     <DefaultRetention><Mode>COMPLIANCE</Mode><Years>1</Years></DefaultRetention>\
+                     </Rule></ObjectLockConfiguration>"
+                }
+                "publicAccessBlock" => {
+                    "<PublicAccessBlockConfiguration><BlockPublicAcls>true</BlockPublicAcls>\
+                     <IgnorePublicAcls>true</IgnorePublicAcls><BlockPublicPolicy>true</BlockPublicPolicy>\
+                     <RestrictPublicBuckets>true</RestrictPublicBuckets></PublicAccessBlockConfiguration>"
+                }
+                "encryption" => {
+                    "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault>\
+                     <SSEAlgorithm>aws:kms</SSEAlgorithm><KMSMasterKeyID>k</KMSMasterKeyID>\
+                     </ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>"
+                }
+                _ => "{\"Statement\":[]}",
+            };
+            (200, body.to_owned())
+        });
+        let expected = BucketPosture {
+            versioning: true,
+            object_lock: true,
+            retention: Some(Retention { mode: "COMPLIANCE".into(), days: 365 }),
+            public_access_blocked: true,
+            key: Some("k".into()),
+            policy: Some("{\"Statement\":[]}".into()),
+        };
+        assert_eq!(bucket(&canned.clients).await, Ok(expected));
     }
 }

@@ -120,6 +120,7 @@ fn tebibytes(sizes: Vec<i32>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::canned::canned;
 
     #[test]
     fn values_are_whole_numbers() {
@@ -140,5 +141,23 @@ mod tests {
         assert_eq!(tebibytes(vec![1000, 24]), Some(1));
         assert_eq!(tebibytes(vec![1000, 25]), Some(2));
         assert_eq!(tebibytes(Vec::new()), Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_quota_that_was_never_raised_has_its_default() {
+        let canned = canned(None, |request, _| {
+            if request.contains("GetServiceQuota") {
+                (400, r#"{"__type":"NoSuchResourceException"}"#.to_owned())
+            } else if request.contains("L-F678F1CE") {
+                (200, r#"{"Quota":{"Value":5.0}}"#.to_owned())
+            } else if request.contains("GetAWSDefaultServiceQuota") {
+                (400, r#"{"__type":"NoSuchResourceException"}"#.to_owned())
+            } else {
+                (403, "<Response/>".to_owned())
+            }
+        });
+        let quotas = quotas(&canned.clients).await.expect("one quota");
+        let vpcs = Quota { name: "VPCs per Region".into(), limit: 5, used: None };
+        assert_eq!(quotas, [vpcs], "a use that can not be counted hides no limit");
     }
 }

@@ -235,6 +235,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::canned::canned;
 
     fn template(version: Option<&str>) -> LaunchTemplateSpecification {
         LaunchTemplateSpecification::builder()
@@ -280,5 +281,73 @@ mod tests {
         assert_eq!(translate("web", group, Vec::new()).launch_template, Some(expected));
         let none = AutoScalingGroup::builder().launch_configuration_name("old").build();
         assert_eq!(translate("web", none, Vec::new()).launch_template, None);
+    }
+
+    /// What Auto Scaling says where an instance is in a group, in this state.
+    fn place(state: &str) -> String {
+        let place = if state.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "<member><InstanceId>i-0123456789abcdef0</InstanceId>\
+                 <AutoScalingGroupName>web</AutoScalingGroupName>\
+                 <LifecycleState>{state}</LifecycleState></member>"
+            )
+        };
+        format!(
+            "<DescribeAutoScalingInstancesResponse><DescribeAutoScalingInstancesResult>\
+             <AutoScalingInstances>{place}</AutoScalingInstances>\
+             </DescribeAutoScalingInstancesResult></DescribeAutoScalingInstancesResponse>"
+        )
+    }
+
+    const REFUSAL: &str = "<ErrorResponse><Error><Code>ValidationError</Code>\
+                           <Message>no</Message></Error></ErrorResponse>";
+
+    /// Whether a change that is refused has reached its end where the instance is in this state.
+    async fn ends(change: &Change, state: &'static str) -> bool {
+        let canned = canned(None, move |request, _| {
+            if request.contains("Action=DescribeAutoScalingInstances") {
+                (200, place(state))
+            } else {
+                (400, REFUSAL.to_owned())
+            }
+        });
+        let result = apply(&canned.clients, change).await;
+        if let Err(error) = &result {
+            assert_eq!(
+                (error.operation.as_str(), error.message.as_str()),
+                (change.operation(), "no")
+            );
+        }
+        result.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_refused_move_is_judged_by_where_the_instance_is() {
+        let instance: InstanceId = "i-0123456789abcdef0".parse().expect("an id");
+        let detach = Change::DetachFromGroup { instance: instance.clone(), group: "web".into() };
+        let attach = Change::AttachToGroup { instance: instance.clone(), group: "web".into() };
+        for (state, detached) in
+            [("", true), ("Detaching", true), ("InService", false), ("Terminating:Wait", false)]
+        {
+            assert_eq!(ends(&detach, state).await, detached, "detach {state:?}");
+            assert_eq!(ends(&attach, state).await, !detached, "attach {state:?}");
+        }
+        let elsewhere = Change::DetachFromGroup { instance, group: "other".into() };
+        assert!(ends(&elsewhere, "InService").await, "it is in no such group");
+    }
+
+    #[tokio::test]
+    async fn no_processes_are_never_all_processes() {
+        let canned = canned(None, |_, _| (500, String::new()));
+        let (group, processes) = ("web".to_owned(), std::collections::BTreeSet::new());
+        let suspend =
+            Change::SuspendProcesses { group: group.clone(), processes: processes.clone() };
+        let resume = Change::ResumeProcesses { group, processes };
+        for change in [suspend, resume] {
+            assert_eq!(apply(&canned.clients, &change).await, Ok(Made::Nothing));
+        }
+        assert_eq!(canned.sent(), [""; 0]);
     }
 }

@@ -76,7 +76,9 @@ impl S3Store {
                     return Err(own(OPERATION, key, ErrorKind::Refused, "TooLarge", message));
                 }
                 Err(error) => {
-                    let message = error.to_string();
+                    // The error itself says no more than that a stream failed.
+                    let cause = std::error::Error::source(&error);
+                    let message = cause.map_or_else(|| error.to_string(), ToString::to_string);
                     return Err(own(OPERATION, key, ErrorKind::Ambiguous, "CutShort", message));
                 }
             }
@@ -252,5 +254,92 @@ impl Store for S3Store {
             .await
             .map_err(|e| fail(OPERATION, key, e))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::canned::{Canned, canned};
+
+    /// A store whose writes are answered with these statuses and codes, then with success.
+    fn writes(answers: &'static [(u16, &'static str)]) -> (S3Store, Canned) {
+        let canned = canned(Some("evidence"), |_, before| match answers.get(before) {
+            Some((status, code)) => (*status, format!("<Error><Code>{code}</Code></Error>")),
+            None => (200, String::new()),
+        });
+        (S3Store::new(Arc::clone(&canned.clients)), canned)
+    }
+
+    const CONFLICT: (u16, &str) = (409, "ConditionalRequestConflict");
+    const EXISTS: (u16, &str) = (412, "PreconditionFailed");
+
+    #[tokio::test]
+    async fn a_write_that_meets_another_asks_again_until_one_has_won() {
+        for (answers, end) in [
+            (&[][..], Put::Created),
+            (&[CONFLICT], Put::Created),
+            (&[CONFLICT, EXISTS], Put::Exists),
+            (&[EXISTS], Put::Exists),
+        ] {
+            let (store, canned) = writes(answers);
+            let put = store.create("claim.json", b"{}".to_vec()).await;
+            assert_eq!(put, Ok(end), "{answers:?}");
+            assert_eq!(canned.sent().len(), answers.len() + usize::from(end == Put::Created));
+            assert!(canned.sent().iter().all(|sent| sent.ends_with("{}")), "the body is whole");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_conflict_without_end_and_a_refusal_are_errors() {
+        let (store, canned) = writes(&[CONFLICT; 20]);
+        let error = store.create("claim.json", Vec::new()).await.expect_err("never ends");
+        assert_eq!((error.kind, canned.sent().len()), (ErrorKind::Conflict, 5));
+        let (store, _) = writes(&[(403, "AccessDenied")]);
+        let error = store.create("claim.json", Vec::new()).await.expect_err("denied");
+        assert_eq!((error.kind, error.resource.as_str()), (ErrorKind::Denied, "claim.json"));
+    }
+
+    #[tokio::test]
+    async fn without_a_bucket_nothing_is_sent() {
+        let canned = canned(None, |_, _| (200, String::new()));
+        let store = S3Store::new(Arc::clone(&canned.clients));
+        let errors = [
+            store.create("k", Vec::new()).await.map(drop).expect_err("no bucket"),
+            store.get("k").await.map(drop).expect_err("no bucket"),
+            store.list("k", false).await.map(drop).expect_err("no bucket"),
+            store.versions("k").await.map(drop).expect_err("no bucket"),
+            store.hold("k", true).await.expect_err("no bucket"),
+        ];
+        for error in errors {
+            assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Unsupported, "NoBucket"));
+            assert!(error.message.contains("--bucket"), "{error}");
+        }
+        assert_eq!((store.bucket(), canned.sent().len()), ("", 0));
+    }
+
+    #[tokio::test]
+    async fn versions_and_marks_come_from_all_pages() {
+        let canned = canned(Some("evidence"), |request, _| {
+            let page = if request.contains("key-marker=b") {
+                "<DeleteMarker><Key>b</Key><VersionId>2</VersionId><IsLatest>true</IsLatest></DeleteMarker>\
+                 <Version><Key>b</Key><VersionId>1</VersionId><IsLatest>false</IsLatest><Size>7</Size></Version>"
+            } else {
+                "<IsTruncated>true</IsTruncated><NextKeyMarker>b</NextKeyMarker>\
+                 <NextVersionIdMarker>3</NextVersionIdMarker>\
+                 <Version><Key>a</Key><VersionId>1</VersionId><IsLatest>true</IsLatest><Size>5</Size></Version>"
+            };
+            (200, format!("<ListVersionsResult>{page}</ListVersionsResult>"))
+        });
+        let store = S3Store::new(Arc::clone(&canned.clients));
+        let versions = store.versions("").await.expect("two pages");
+        let told: Vec<_> = versions
+            .iter()
+            .map(|v| (v.key.as_str(), v.version.as_str(), v.deleted, v.latest, v.size))
+            .collect();
+        let expected =
+            [("a", "1", false, true, 5), ("b", "1", false, false, 7), ("b", "2", true, true, 0)];
+        assert_eq!(told, expected);
+        assert!(canned.sent()[1].contains("version-id-marker=3"));
     }
 }

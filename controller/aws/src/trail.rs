@@ -155,6 +155,7 @@ mod tests {
     use aws_sdk_guardduty::types::Service;
 
     use super::*;
+    use crate::canned::canned;
 
     fn finding(role: Option<&str>, severity: f64) -> AlertFinding {
         let service = Service::builder().set_resource_role(role.map(str::to_owned)).build();
@@ -190,5 +191,59 @@ mod tests {
         assert_eq!(criteria["resource.instanceDetails.instanceId"].equals(), [id.as_str()]);
         assert_eq!(criteria["service.archived"].equals(), ["false"]);
         assert_eq!(criteria.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn findings_are_fetched_fifty_at_a_time() {
+        let canned = canned(None, |request, _| {
+            let ids: Vec<_> = (0..60).map(|n| format!("\"f{n}\"")).collect();
+            let body = if request.contains("/findings/get") {
+                // One for each id that was asked for.
+                let asked = request.matches("\"f").count() - 1;
+                let one = r#"{"id":"f","type":"T","severity":8,"title":"t","service":{"resourceRole":"ACTOR"}}"#;
+                format!("{{\"findings\":[{}]}}", vec![one; asked].join(","))
+            } else if request.contains("/findings") {
+                format!("{{\"findingIds\":[{}]}}", ids.join(","))
+            } else {
+                r#"{"detectorIds":["d"]}"#.to_owned()
+            };
+            (200, body)
+        });
+        let id = "i-0123456789abcdef0".parse().expect("an id");
+        let findings = findings(&canned.clients, &id).await.expect("findings");
+        assert_eq!((findings.len(), findings[0].severity_tenths), (60, 80));
+        assert!(findings.iter().all(|finding| finding.actor));
+        assert_eq!(canned.sent().len(), 4, "detectors, ids, fifty, ten");
+    }
+
+    #[tokio::test]
+    async fn without_a_detector_there_are_no_findings() {
+        let canned = canned(None, |_, _| (200, r#"{"detectorIds":[]}"#.to_owned()));
+        let id = "i-0123456789abcdef0".parse().expect("an id");
+        assert_eq!(findings(&canned.clients, &id).await, Ok(Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn events_are_asked_for_by_one_attribute_and_kept_as_they_are() {
+        let canned = canned(None, |_, _| {
+            let event = r#"{"EventId":"e","EventName":"AssumeRole","EventSource":"sts.amazonaws.com",
+                "EventTime":1700000000.5,"Username":"i-0123456789abcdef0","CloudTrailEvent":"{\"a\": 1}"}"#;
+            (200, format!("{{\"Events\":[{event},{{}}],\"NextToken\":\"n\"}}"))
+        });
+        for (query, attribute) in [
+            (EventQuery::Resource("x".into()), "ResourceName"),
+            (EventQuery::Username("x".into()), "Username"),
+            (EventQuery::AccessKey("x".into()), "AccessKeyId"),
+        ] {
+            let page = events(&canned.clients, &query, Some("before")).await.expect("a page");
+            assert_eq!((page.events.len(), page.next.as_deref()), (2, Some("n")));
+            assert_eq!(page.events[0].raw, "{\"a\": 1}");
+            let half = Timestamp { seconds: 1_700_000_000, nanos: 500_000_000 };
+            assert_eq!(page.events[0].time, half);
+            let sent = canned.sent().pop().expect("a request");
+            for part in [&format!("\"AttributeKey\":\"{attribute}\""), "\"NextToken\":\"before\""] {
+                assert!(sent.contains(part), "{sent}");
+            }
+        }
     }
 }
