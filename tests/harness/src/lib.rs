@@ -15,6 +15,7 @@ pub mod damage;
 pub mod demo;
 pub mod disk;
 pub mod elf;
+pub mod emulators;
 pub mod images;
 pub mod kernel;
 mod memory;

@@ -66,6 +66,7 @@ pub const TESTS: &[Tool] = &[
     tool("strip", "binutils", "makes the agent small for the virtual machine"),
     tool("xz", "xz-utils", "unpacks kernel modules"),
     tool("ssh-keygen", "openssh-client", "verifies signatures independently"),
+    tool("python3", "python3-venv", "runs the emulators of AWS"),
 ];
 
 /// Makes sure that every tool is there, installing what is missing.

@@ -1,0 +1,120 @@
+"""Corrections to moto 5.2.5 where it departs from AWS in what containment rests on.
+
+Each would make a right program look wrong, or a wrong one look right. Applied by serve.py in the
+server's own process; nothing on disk changes. To be looked at again with every version of moto.
+"""
+
+from moto.ec2.exceptions import InvalidSecurityGroupNotFoundError
+from moto.ec2.models.elastic_network_interfaces import NetworkInterface, NetworkInterfaceBackend
+from moto.ec2.models.instances import Instance, InstanceBackend
+from moto.ec2.responses.elastic_network_interfaces import ElasticNetworkInterfaces
+from moto.ec2.responses.instances import InstanceResponse
+
+
+def apply():
+    groups_belong_to_interfaces()
+    unknown_groups_are_refused()
+    public_addresses_can_be_given_up()
+    shutdown_behaviour_is_kept()
+    metadata_options_are_changed_one_by_one()
+
+
+def groups_belong_to_interfaces():
+    """moto shows an interface with its own groups *and* those its instance was launched with, so
+    that groups replaced on the interface never read back. On AWS the instance's groups are those
+    of its primary interface, in both directions."""
+
+    def primary(instance):
+        return getattr(instance, "nics", {}).get(0)
+
+    def read(instance):
+        interface = primary(instance)
+        return instance._launch_groups if interface is None else list(interface._group_set)
+
+    def write(instance, groups):
+        instance._launch_groups = list(groups or [])
+        interface = primary(instance)
+        if interface is not None:
+            interface._group_set = list(groups or [])
+
+    Instance.security_groups = property(read, write)
+    NetworkInterface.group_set = property(lambda interface: list(interface._group_set))
+
+
+def unknown_groups_are_refused():
+    """moto accepts a group that does not exist, which ends as no group at all."""
+    original = NetworkInterfaceBackend.modify_network_interface_attribute
+
+    def modify(self, eni_id, group_ids, source_dest_check=None, description=None):
+        for group in group_ids:
+            if self.get_security_group_from_id(group) is None:
+                raise InvalidSecurityGroupNotFoundError(group)
+        return original(self, eni_id, group_ids, source_dest_check, description)
+
+    NetworkInterfaceBackend.modify_network_interface_attribute = modify
+
+
+def public_addresses_can_be_given_up():
+    """moto ignores AssociatePublicIpAddress in ModifyNetworkInterfaceAttribute: an address that
+    was assigned at launch could never be given up. As on AWS, it concerns assigned addresses
+    only; an Elastic IP stays."""
+    original = ElasticNetworkInterfaces.modify_network_interface_attribute
+
+    def modify(self):
+        answer = original(self)
+        wanted = self._get_param("AssociatePublicIpAddress")
+        if wanted is None:
+            return answer
+        interface = self.ec2_backend.get_network_interface(self._get_param("NetworkInterfaceId"))
+        interface.public_ip_auto_assign = str(wanted).lower() == "true"
+        elastic = interface.public_ip and self.ec2_backend.address_by_ip(
+            [interface.public_ip], fail_if_not_found=False
+        )
+        if interface.public_ip_auto_assign:
+            if not interface.public_ip:
+                interface.check_auto_public_ip()
+        elif not elastic:
+            interface.public_ip = None
+        return answer
+
+    ElasticNetworkInterfaces.modify_network_interface_attribute = modify
+
+
+def shutdown_behaviour_is_kept():
+    """moto takes ModifyInstanceAttribute with InstanceInitiatedShutdownBehavior for a change of
+    groups to none: the behaviour stays and the instance's groups are gone."""
+    original = InstanceResponse._dot_value_instance_attribute_handler
+
+    def handle(self):
+        behaviour = self._get_param("InstanceInitiatedShutdownBehavior.Value")
+        if behaviour is None:
+            return original(self)
+        self.error_on_dryrun()
+        self.ec2_backend.modify_instance_attribute(
+            self._get_param("InstanceId"), "instance_initiated_shutdown_behavior", behaviour
+        )
+        return True
+
+    InstanceResponse._dot_value_instance_attribute_handler = handle
+
+
+def metadata_options_are_changed_one_by_one():
+    """moto forgets every option that ModifyInstanceMetadataOptions does not name; on AWS it stays
+    as it was."""
+    original = InstanceBackend.modify_instance_metadata_options
+    kept = {
+        "http_tokens": "http_tokens",
+        "hop_limit": "http_put_response_hop_limit",
+        "http_endpoint": "http_endpoint",
+        "http_protocol": "http_protocol_ipv6",
+        "metadata_tags": "instance_metadata_tags",
+    }
+
+    def modify(self, instance_id, **changes):
+        current = self.get_instance(instance_id).metadata_options
+        for argument, attribute in kept.items():
+            if changes.get(argument) is None:
+                changes[argument] = getattr(current, attribute)
+        return original(self, instance_id, **changes)
+
+    InstanceBackend.modify_instance_metadata_options = modify

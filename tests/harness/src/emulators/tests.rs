@@ -1,0 +1,205 @@
+//! The emulators and the worlds are what the other tests take them for.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::Stdio,
+};
+
+use super::{server::Server, *};
+
+/// Sends a signed-looking request of EC2's query protocol; the emulators check no signatures.
+fn ec2(port: u16, action: &str, more: &str) -> anyhow::Result<(u16, String)> {
+    let body = format!("Action={action}&Version=2016-11-15{more}");
+    let head = format!(
+        "POST / HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\
+         Content-Type: application/x-www-form-urlencoded; charset=utf-8\r\n\
+         X-Amz-Date: 20240101T000000Z\r\n\
+         Authorization: AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20240101/{REGION}/ec2/\
+         aws4_request, SignedHeaders=host;x-amz-date, Signature={:064}\r\n\
+         Content-Length: {}\r\n\r\n",
+        0,
+        body.len()
+    );
+    http::exchange(port, &head, body.as_bytes())
+}
+
+fn running(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[test]
+fn worlds_are_built_and_read() {
+    let moto = Moto::start().expect("moto");
+
+    let world = World::build(&moto, Kind::Full).expect("full");
+    assert_eq!(world.account(), "123456789012");
+    assert_eq!(world.instances().len(), 2);
+    assert_eq!((world.interfaces().len(), world.volumes().len()), (2, 3));
+    assert_ne!(world.groups(world.interfaces()[0]), world.groups(world.interfaces()[1]));
+    let state = world.state(None).expect("state");
+    assert_eq!(state["unread"], serde_json::json!({}));
+    assert_eq!(state["state"], "running");
+    assert_eq!(state["asg"], "web");
+    assert_eq!(state["guards"]["instanceInitiatedShutdownBehavior"], "terminate");
+    assert_eq!(state["interfaces"][0]["allocation_id"], world.allocation());
+    assert_eq!(state["profile_associations"][0]["arn"], world.profile_arn());
+    assert_eq!(state["classic_load_balancers"]["web-classic"], true);
+    let groups = state["target_groups"].as_object().expect("target groups");
+    assert!(groups.len() == 2 && groups.values().all(|targets| targets[0]["port"] == 443));
+    corrections_hold(&moto, &world);
+
+    moto.reset().expect("reset");
+    let world = World::build(&moto, Kind::Plain).expect("plain");
+    let state = world.state(None).expect("state");
+    assert!(state["asg"].is_null() && state["public_ip"].is_string(), "{state}");
+    assigned_addresses_can_be_given_up(&moto, &world);
+
+    moto.reset().expect("reset");
+    let world = World::build(&moto, Kind::Fleet(20)).expect("fleet");
+    assert_eq!(world.instances().len(), 20);
+    let scaled = world.json()["asg_instances"][4].as_str().expect("five in the group");
+    assert_eq!(world.state(Some(scaled)).expect("state")["asg"], "fleet");
+
+    let error = world.state(Some("i-0123456789abcdef0")).expect_err("no such instance");
+    assert!(format!("{error:#}").contains("InvalidInstanceID.NotFound"), "{error:#}");
+    let error = World::build(&moto, Kind::Plain).expect_err("not empty");
+    assert!(format!("{error:#}").contains("reset()"), "{error:#}");
+}
+
+/// What moto would get wrong without `corrections.py`.
+fn corrections_hold(moto: &Moto, world: &World) {
+    let (port, instance) = (moto.0.port(), world.instance());
+    let call = |action: &str, more: String| {
+        let (status, body) = ec2(port, action, &more).expect(action);
+        assert_eq!(status, 200, "{action}: {body}");
+    };
+    let [primary, second] = world.interfaces()[..] else { panic!("two interfaces") };
+    let group = world.groups(second)[0];
+    let replace = |group: &str| format!("&NetworkInterfaceId={primary}&SecurityGroupId.1={group}");
+    call("ModifyNetworkInterfaceAttribute", replace(group));
+    let (status, body) =
+        ec2(port, "ModifyNetworkInterfaceAttribute", &replace("sg-0123456789abcdef0"))
+            .expect("unknown group");
+    assert!(status == 400 && body.contains("InvalidGroup.NotFound"), "{status}: {body}");
+    let stop = "InstanceInitiatedShutdownBehavior.Value=stop";
+    call("ModifyInstanceAttribute", format!("&InstanceId={instance}&{stop}"));
+    call("ModifyInstanceMetadataOptions", format!("&InstanceId={instance}&HttpEndpoint=disabled"));
+
+    let state = world.state(None).expect("state");
+    assert_eq!(state["interfaces"][0]["groups"], serde_json::json!([group]));
+    assert_eq!(state["security_groups"], serde_json::json!([group]));
+    assert_eq!(state["guards"]["instanceInitiatedShutdownBehavior"], "stop");
+    let options = &state["metadata_options"];
+    assert!(options["HttpEndpoint"] == "disabled" && options["HttpTokens"] == "required");
+}
+
+fn assigned_addresses_can_be_given_up(moto: &Moto, world: &World) {
+    let primary = world.interfaces()[0];
+    let more = format!("&NetworkInterfaceId={primary}&AssociatePublicIpAddress=false");
+    let (status, body) =
+        ec2(moto.0.port(), "ModifyNetworkInterfaceAttribute", &more).expect("modify");
+    assert_eq!(status, 200, "{body}");
+    let state = world.state(None).expect("state");
+    assert!(state["public_ip"].is_null() && state["interfaces"][0]["public_ip"].is_null());
+}
+
+#[test]
+fn a_server_ends_with_its_owner() {
+    let moto = Moto::start().expect("moto");
+    let (pid, port) = (moto.pid(), moto.0.port());
+    assert!(running(pid) && moto.log().contains("data.json"));
+    drop(moto);
+    assert!(!running(pid));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    TcpStream::connect(address).expect_err("nobody listens");
+
+    // Where the owner is killed, only its end of the server's standard input goes.
+    let scratch = tempfile::tempdir().expect("a temporary folder");
+    let mut command = std::process::Command::new(python().expect("python"));
+    server::isolate(&mut command, scratch.path());
+    command.arg("-B").arg(venv::scripts().join("serve.py")).args(["moto", "--lifetime", "60"]);
+    command.process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("start");
+    drop(child.stdin.take());
+    assert!(!child.wait().expect("wait").success());
+}
+
+#[test]
+fn a_server_that_does_not_come_up_tells_what_it_said() {
+    let error = Microburst::start("https://ec2.us-east-1.amazonaws.com", 1).expect_err("AWS");
+    assert!(format!("{error:#}").contains("must be an emulator"), "{error:#}");
+    let error = Server::start("moto", &["--nonsense"], "/").expect_err("nonsense");
+    assert!(format!("{error:#}").contains("unrecognized arguments"), "{error:#}");
+}
+
+#[test]
+fn ministack_starts_and_forgets() {
+    let ministack = MiniStack::start().expect("ministack");
+    assert!(ministack.url().starts_with("http://127.0.0.1:"));
+    ministack.reset().expect("reset");
+}
+
+#[test]
+fn faults_come_at_their_rate_and_in_the_right_form() {
+    let moto = Moto::start().expect("moto");
+    let proxy = Microburst::start(&moto.url(), 7).expect("microburst");
+    let port = proxy.0.port();
+    let vpcs = || ec2(port, "DescribeVpcs", "");
+    let (status, body) = vpcs().expect("nothing set");
+    assert!(status == 200 && body.contains("vpc-"), "{status}: {body}");
+
+    proxy.set(&[Fault::throttling("ec2", 0.3)]).expect("set");
+    let mut throttled = 0;
+    for _ in 0..200 {
+        match vpcs().expect("an answer") {
+            (200, _) => {}
+            (503, body) if body.contains("<Code>RequestLimitExceeded</Code>") => throttled += 1,
+            (status, body) => panic!("{status}: {body}"),
+        }
+    }
+    // Four standard deviations of 200 draws at 0.3 are 26.
+    assert!((34..=86).contains(&throttled), "{throttled} of 200");
+    assert_eq!(proxy.fired().expect("fired").len(), throttled);
+
+    proxy.set(&[Fault::new("ec2", 1.0, Injection::Reset).times(1)]).expect("set");
+    let error = vpcs().expect_err("reset");
+    assert!(format!("{error:#}").contains("reset"), "{error:#}");
+    assert_eq!(vpcs().expect("once only").0, 200);
+
+    let hold = Injection::TimeOut { hold: 50 };
+    proxy.set(&[Fault::new("ec2", 1.0, hold).on("DescribeVpcs")]).expect("set");
+    assert_eq!(vpcs().expect("held").0, 504);
+    assert_eq!(ec2(port, "DescribeSubnets", "").expect("another operation").0, 200);
+
+    let start = std::time::Instant::now();
+    proxy.set(&[Fault::new("*", 1.0, Injection::Latency { min: 300, max: 400 })]).expect("set");
+    assert_eq!(vpcs().expect("late").0, 200);
+    assert!(start.elapsed().as_millis() >= 300);
+
+    let named = "&GroupName=lost&GroupDescription=lost";
+    proxy.set(&[Fault::new("ec2", 1.0, Injection::LostAnswer).times(1)]).expect("set");
+    let answer = ec2(port, "CreateSecurityGroup", named);
+    assert!(
+        !matches!(&answer, Ok((_, body)) if body.contains("</CreateSecurityGroup")),
+        "{answer:?}"
+    );
+    let (_, body) = ec2(port, "CreateSecurityGroup", named).expect("again");
+    assert!(body.contains("InvalidGroup.Duplicate"), "it took effect: {body}");
+}
+
+#[test]
+fn the_same_seed_meets_the_same_faults() {
+    let moto = Moto::start().expect("moto");
+    let pattern = |seed| {
+        let proxy = Microburst::start(&moto.url(), seed).expect("microburst");
+        proxy.set(&[Fault::throttling("ec2", 0.5)]).expect("set");
+        let ask = |_| ec2(proxy.0.port(), "DescribeVpcs", "").expect("an answer").0;
+        (0..40).map(ask).collect::<Vec<_>>()
+    };
+    let first = pattern(1);
+    assert_eq!(first, pattern(1));
+    assert_ne!(first, pattern(2));
+}

@@ -1,0 +1,125 @@
+//! The Python environment that the emulators run in: made once, kept in the cache.
+//!
+//! Touches the cache folder and, through pip, the package index that this machine is configured
+//! for. Wheels only, each checked against the hash in `requirements.txt`: no package's own code
+//! runs while it is installed. Never touches the system's Python packages.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+
+use crate::tools::{cache_dir, find, run, workspace_root};
+
+/// The names that a fitting interpreter may have, in the order of preference.
+const INTERPRETERS: [&str; 6] =
+    ["python3", "python3.11", "python3.12", "python3.13", "python3.14", "python3.10"];
+
+/// Prints the version of an interpreter that is new enough and can make environments.
+const PROBE: &str = "import sys, ensurepip, venv\n\
+                     assert sys.version_info >= (3, 10)\n\
+                     print('%d.%d' % sys.version_info[:2])";
+
+/// How long the installation may take, in seconds.
+const PATIENCE: &str = "900";
+
+/// The folder of the Python side.
+pub(super) fn scripts() -> PathBuf {
+    workspace_root().join("tests/harness/emulators")
+}
+
+/// The interpreter of the emulators' environment. Makes the environment first where there is none
+/// for these requirements and this version of Python, saying so on stderr; waits for another
+/// process that is doing so.
+///
+/// # Errors
+/// Where there is no fitting Python, or a package can not be installed.
+pub fn python() -> Result<PathBuf> {
+    let requirements = scripts().join("requirements.txt");
+    let content = fs::read(&requirements)
+        .with_context(|| format!("read the emulators' requirements {}", requirements.display()))?;
+    let (interpreter, version) = interpreter()?;
+    let digest: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
+    let cache = cache_dir()?;
+    let folder = cache.join(format!("emulators-{version}-{digest}"));
+    // A link to the system's interpreter: dangling where that is gone, and then made anew.
+    let ready = folder.join("bin/python");
+    if ready.is_file() {
+        return Ok(ready);
+    }
+
+    let lock = File::create(cache.join("emulators.lock")).context("create a lock file")?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("lock the emulators' environment")?;
+    if ready.is_file() {
+        return Ok(ready);
+    }
+    let fresh = tempfile::tempdir_in(&cache).context("create a folder in the cache")?;
+    let made = fresh.path().join("venv");
+    install(&interpreter, &made, &requirements)?;
+    if folder.exists() {
+        fs::remove_dir_all(&folder)
+            .with_context(|| format!("remove the broken {}", folder.display()))?;
+    }
+    // The name appears only when everything is there. Scripts in `bin` would point to the old
+    // name; the modules, which is all that is used, do not care.
+    fs::rename(&made, &folder).context("keep the emulators' environment")?;
+    Ok(ready)
+}
+
+/// The first fitting interpreter on this machine, and its version, as `3.11`.
+fn interpreter() -> Result<(PathBuf, String)> {
+    let mut seen = Vec::new();
+    for name in INTERPRETERS {
+        let Some(path) = find(name) else { continue };
+        let mut probe = plain(Path::new("timeout"));
+        let output = probe.args(["--kill-after=5", "60"]).arg(&path).args(["-c", PROBE]).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+                return Ok((path, version));
+            }
+            _ => seen.push(name),
+        }
+    }
+    if seen.is_empty() {
+        bail!("the emulators need Python 3.10 or newer; on Debian: apt-get install python3-venv");
+    }
+    bail!(
+        "the emulators need Python 3.10 or newer with its modules venv and ensurepip, which {} \
+         lacks; on Debian: apt-get install python3-venv",
+        seen.join(", ")
+    )
+}
+
+/// Makes the environment and installs what the emulators need.
+fn install(interpreter: &Path, folder: &Path, requirements: &Path) -> Result<()> {
+    eprintln!("Installing into the cache, once, for tests without AWS (a minute, 200 MB):");
+    eprintln!("  moto        EC2, S3, IAM and other services of AWS, emulated");
+    eprintln!("  ministack   Lambda, Step Functions and EventBridge, emulated");
+    eprintln!("  microburst  a proxy that injects faults as AWS shows them");
+    run(plain(interpreter).args(["-m", "venv"]).arg(folder))
+        .context("make a Python environment; on Debian: apt-get install python3-venv")?;
+    let mut pip = plain(Path::new("timeout"));
+    pip.args(["--kill-after=5", PATIENCE]).arg(folder.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]);
+    pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(requirements);
+    run(&mut pip).context(
+        "install the emulators from PyPI; behind a proxy or a mirror, configure pip first \
+         (pip config set global.index-url …)",
+    )?;
+    Ok(())
+}
+
+/// A command without what would lead Python to other modules than the environment's.
+fn plain(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).env_remove("PYTHONPATH").env_remove("PYTHONHOME");
+    command
+}

@@ -1,0 +1,210 @@
+//! A known account in moto, and what is true of it now.
+//!
+//! Built and read by Python programs on AWS's Python SDK, so that a mistake in Cleanroom's own
+//! adapters can not hide itself. Writes only into the emulator.
+
+use std::{fmt, process::Command, process::Stdio};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::{
+    Moto,
+    server::isolate,
+    venv::{python, scripts},
+};
+use crate::tools::run;
+
+/// Which account.
+///
+/// In all of them: a bucket `cleanroom-evidence` with Object Lock (governance, one day), blocked
+/// public access and a policy against plain HTTP; a topic `cleanroom` with a queue
+/// `cleanroom-notices` that keeps what is published; a KMS key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A web server with everything that can be attached to one: an Auto Scaling group (2 of 1 to
+    /// 4, health from the load balancer), two interfaces with different groups, an Elastic IP,
+    /// three volumes, a profile whose name and path are not its role's, a target group by instance
+    /// and one by address, a classic load balancer; a detector and a trail.
+    Full,
+    /// One instance in the default VPC, with an assigned public address.
+    Plain,
+    /// This many plain instances from one request, and five more in an Auto Scaling group.
+    Fleet(u32),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::Plain => "plain",
+            Self::Fleet(_) => "fleet",
+        })
+    }
+}
+
+/// The account that was built: ids as they were then.
+#[derive(Clone, Debug)]
+pub struct World {
+    endpoint: String,
+    json: Value,
+}
+
+impl World {
+    /// Builds an account in a moto that is empty.
+    ///
+    /// # Errors
+    /// Where moto refuses a call, as for names that are there already.
+    pub fn build(moto: &Moto, kind: Kind) -> Result<Self> {
+        let endpoint = moto.url();
+        let mut arguments = vec![endpoint.clone(), kind.to_string()];
+        if let Kind::Fleet(count) = kind {
+            arguments.push(count.to_string());
+        }
+        let json = script("world.py", &arguments).with_context(|| {
+            format!("build the {kind} world; moto must be empty, call reset() first")
+        })?;
+        Ok(Self { endpoint, json })
+    }
+
+    /// Everything that the builder said.
+    #[must_use]
+    pub fn json(&self) -> &Value {
+        &self.json
+    }
+
+    /// The address of the moto that it is in.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// A text in the builder's object, by JSON pointer; empty where this world has none.
+    #[must_use]
+    pub fn text(&self, pointer: &str) -> &str {
+        self.json.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// The instance that the tests are about; in a fleet, the first.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        self.text("/instance")
+    }
+
+    /// The instances: in the full world those of the Auto Scaling group, in a fleet those outside
+    /// of it.
+    #[must_use]
+    pub fn instances(&self) -> Vec<&str> {
+        self.texts("/instances", None)
+    }
+
+    /// The instance's interfaces, the primary one first.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<&str> {
+        self.texts("/interfaces", Some("id"))
+    }
+
+    /// The instance's volumes, the root's first.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<&str> {
+        self.texts("/volumes", Some("id"))
+    }
+
+    /// The security groups of one of the instance's interfaces, as built.
+    #[must_use]
+    pub fn groups(&self, interface: &str) -> Vec<&str> {
+        let all = self.json.pointer("/interfaces").and_then(Value::as_array);
+        let found = all.into_iter().flatten().find(|i| i["id"] == interface);
+        let groups = found.and_then(|i| i["groups"].as_array());
+        groups.into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// The account's number.
+    #[must_use]
+    pub fn account(&self) -> &str {
+        self.text("/account")
+    }
+
+    /// The instance's VPC.
+    #[must_use]
+    pub fn vpc(&self) -> &str {
+        self.text("/vpc")
+    }
+
+    /// The Auto Scaling group's name; empty in the plain world.
+    #[must_use]
+    pub fn asg(&self) -> &str {
+        self.text("/asg")
+    }
+
+    /// The role's name; empty but in the full world.
+    #[must_use]
+    pub fn role(&self) -> &str {
+        self.text("/role")
+    }
+
+    /// The instance profile's ARN; empty but in the full world.
+    #[must_use]
+    pub fn profile_arn(&self) -> &str {
+        self.text("/profile_arn")
+    }
+
+    /// The Elastic IP's allocation; empty but in the full world.
+    #[must_use]
+    pub fn allocation(&self) -> &str {
+        self.text("/allocation_id")
+    }
+
+    /// The evidence bucket.
+    #[must_use]
+    pub fn bucket(&self) -> &str {
+        self.text("/bucket")
+    }
+
+    /// The topic that notices go to.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.text("/topic_arn")
+    }
+
+    /// The customer's KMS key.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        self.text("/key_arn")
+    }
+
+    /// What is true of an instance now, and of what surrounds it; of [`instance`](Self::instance)
+    /// by default. Members: `state`, `public_ip`, `security_groups`, `guards`,
+    /// `delete_on_termination`, `volumes`, `metadata_options`, `tags`; `interfaces` (with `groups`,
+    /// `public_ip`, `allocation_id`); `asg`, `asgs`; `target_groups`, `classic_load_balancers`;
+    /// `snapshots`, `images`; `profile_associations`, `role_policies`; `vpc_security_groups`,
+    /// `network_acls`, `addresses`; `notices`; `objects`, `delete_markers`; and `unread`, the
+    /// parts that moto refused to tell.
+    ///
+    /// # Errors
+    /// Where moto does not know the instance.
+    pub fn state(&self, instance: Option<&str>) -> Result<Value> {
+        let instance = instance.unwrap_or_else(|| self.instance());
+        let folder = tempfile::tempdir().context("create a temporary folder")?;
+        let file = folder.path().join("world.json");
+        std::fs::write(&file, self.json.to_string()).context("write the world's ids")?;
+        let arguments = [self.endpoint.clone(), file.display().to_string(), instance.to_owned()];
+        script("state.py", &arguments).with_context(|| format!("read the state of {instance}"))
+    }
+
+    /// The texts of an array, or of a member of the objects in it.
+    fn texts(&self, pointer: &str, member: Option<&str>) -> Vec<&str> {
+        let items = self.json.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+        items.filter_map(|item| member.map_or(Some(item), |m| item.get(m))?.as_str()).collect()
+    }
+}
+
+/// Runs one of the Python programs and reads the JSON that it prints.
+fn script(name: &str, arguments: &[String]) -> Result<Value> {
+    let scratch = tempfile::tempdir().context("create a temporary folder")?;
+    let mut command = Command::new("timeout");
+    isolate(&mut command, scratch.path());
+    command.args(["--kill-after=5", "300"]).arg(python()?).arg("-B").arg(scripts().join(name));
+    let output = run(command.args(arguments).stdin(Stdio::null()))?;
+    serde_json::from_slice(&output).with_context(|| format!("read what {name} printed"))
+}
