@@ -288,6 +288,8 @@ pub struct Scene {
     pub original: Arc<Original>,
     /// Changes that the case has made so far, as its log tells.
     pub done: Arc<Vec<Change>>,
+    /// Interfaces whose tracked flows an earlier run dropped.
+    pub flushed: Arc<BTreeSet<String>>,
     /// What people have set.
     pub policy: Arc<Policy>,
     /// Who calls.

@@ -105,6 +105,8 @@ pub struct Claimer<'a> {
     pub now: Timestamp,
     /// The case that people named.
     pub case: Option<&'a CaseId>,
+    /// Whether the instance carries a case's tag: a hint that there is a claim, and that looking comes first.
+    pub tagged: bool,
     /// The case that was begun for the instance while the store was down.
     pub weak: Option<&'a CaseId>,
 }
@@ -120,6 +122,11 @@ pub async fn claim(
 ) -> Result<Claimed, ClaimError> {
     // The first case is the common one, and one call.
     let mut n = 1;
+    if claimer.tagged
+        && let Some((open, false)) = newest(store, instance, claimer.caller).await?
+    {
+        return joined(open, instance, claimer);
+    }
     loop {
         let claimed = try_claim(store, instance, claimer, n).await?;
         if claimed.new {

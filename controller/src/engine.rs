@@ -4,7 +4,7 @@
 //! [`Hands`](cleanroom_cloud::Hands) and are announced in the custody log before and told after. Never undoes: an error ends in a shortfall that
 //! says what is not done.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use cleanroom_cloud::{Change, CloudError, Made};
 use futures_util::future::join_all;
@@ -15,6 +15,31 @@ use crate::{
     journal::event::{Body, Outcome},
     progress::Event,
 };
+
+/// How long one attempt at a read may take before it is made again.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// A read, made again as long as that may help. What went wrong last, where the bound passes.
+pub(crate) async fn again<T, F>(bound: Duration, read: impl Fn() -> F) -> Result<T, String>
+where
+    F: Future<Output = cleanroom_cloud::Result<T>>,
+{
+    let ends = Instant::now() + bound;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let why = match tokio::time::timeout(ATTEMPT.min(bound), read()).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) if !error.is_transient() => return Err(error.to_string()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        if Instant::now() + pause >= ends {
+            return Err(why);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
 
 /// In which direction a goal is worked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -125,16 +125,15 @@ async fn open(run: &Run, request: &Request) -> Result<(Case, Ledger, Opening), F
     let inventory = &*run.cloud.inventory;
     // Findings are worth a second, and no more: a person's word is enough.
     let findings = timeout(Duration::from_secs(1), inventory.findings(&instance.id));
-    let reading = original::read(inventory, instance.clone(), &run.shared);
-    let reading = timeout(run.bounds.original, reading);
+    let bound = run.bounds.original;
+    let reading = original::read(inventory, instance.clone(), &run.shared, bound);
     verify::decide(instance, &run.caller, &run.policy, request.reason.as_deref(), &[])?;
     let forensic = forensic_groups(run, instance);
-    let (findings, fresh, forensic, claimed) =
+    let (findings, mut fresh, forensic, claimed) =
         tokio::join!(findings, reading, forensic, claim(run, request));
     let findings = findings.ok().and_then(Result::ok).unwrap_or_default();
     let reason = request.reason.as_deref();
     let grounds = verify::decide(instance, &run.caller, &run.policy, reason, &findings)?;
-    let mut fresh = fresh.unwrap_or_else(|_| Original::of(instance.clone()));
     fresh.exclude(&forensic);
     let (journal, how) = claimed?;
     let body = Body::Opened {
@@ -177,6 +176,7 @@ async fn claim(run: &Run, request: &Request) -> Result<(Journal, Opening), FlowE
         nonce: &run.nonce,
         now,
         case: request.case.as_ref(),
+        tagged: request.instance.tags.contains_key("cleanroom:case"),
         weak: weak.as_ref(),
     };
     let writer = Writer {
@@ -220,6 +220,7 @@ pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
             instance: original.instance.id.clone(),
             original: Arc::new(original),
             done: Arc::new(done.collect()),
+            flushed: Arc::new(ledger.flushed.clone()),
             policy: Arc::new(run.policy.clone()),
             caller: run.caller.clone(),
             nonce: run.nonce.clone(),

@@ -7,17 +7,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
+    time::Duration,
 };
 
 use cleanroom_cloud::{
-    Association, Classic, CloudError, GroupId, Guards, Instance, Interface, InterfaceId, Inventory,
-    Membership, Profile, ScalingGroup, Target, TargetGroup, TargetGroupArn,
+    Association, Classic, GroupId, Guards, Instance, Interface, InterfaceId, Inventory, Membership,
+    Profile, ScalingGroup, Target, TargetGroup, TargetGroupArn,
 };
 use cleanroom_contract::{InstanceId, VolumeId};
 use futures_util::{StreamExt as _, future::join_all, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::case::Shared;
+use crate::{case::Shared, engine::again};
 
 /// What could be read, or why it could not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,29 +153,39 @@ impl Original {
     }
 }
 
-/// Reads it all. The longest chain is two calls: the interfaces and then their public addresses, the index of target
+/// Reads it all, each part within the bound. The longest chain is two calls: the interfaces and then their public addresses, the index of target
 /// groups and then their targets, the membership and then the group, the association and then its profile.
-pub async fn read(inventory: &dyn Inventory, instance: Instance, shared: &Shared) -> Original {
+pub async fn read(
+    inventory: &dyn Inventory,
+    instance: Instance,
+    shared: &Shared,
+    bound: Duration,
+) -> Original {
     let id = instance.id.clone();
-    let profile = async {
+    let profile = || async {
         match &instance.profile {
             Some(arn) => inventory.profile(arn).await.map(Some),
             None => Ok(None),
         }
     };
     let interfaces = async {
-        let interfaces = inventory.interfaces(&id).await?;
-        let autos = join_all(interfaces.iter().map(|i| inventory.auto_public_address(&i.id))).await;
-        Ok::<_, CloudError>((interfaces, autos))
+        // Nothing can be isolated whose interfaces are not known: worth more patience than the rest.
+        let interfaces = again(bound * 4, || inventory.interfaces(&id)).await?;
+        let autos = interfaces.iter().map(|i| {
+            let id = i.id.clone();
+            async move { again(bound, || inventory.auto_public_address(&id)).await }
+        });
+        let autos = join_all(autos).await;
+        Ok::<_, String>((interfaces, autos))
     };
     let (guards, interfaces, scaling, index, classic, associations, profile) = tokio::join!(
-        inventory.guards(&id),
+        again(bound, || inventory.guards(&id)),
         interfaces,
-        scaling(inventory, &id),
-        target_index(inventory, shared),
-        inventory.classic_balancers(),
-        inventory.profile_associations(&id),
-        profile,
+        again(bound, || scaling(inventory, &id)),
+        again(bound, || target_index(inventory, shared)),
+        again(bound, || inventory.classic_balancers()),
+        again(bound, || inventory.profile_associations(&id)),
+        again(bound, profile),
     );
     let addresses: BTreeSet<String> = interfaces
         .iter()
@@ -236,7 +247,8 @@ pub async fn target_index<'s>(
 }
 
 /// The registrations of one instance in the index.
-fn registrations(
+#[must_use]
+pub fn registrations(
     index: &[(TargetGroup, Vec<Target>)],
     id: &InstanceId,
     addresses: &BTreeSet<String>,

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use cleanroom_cloud_fake::{At, Fault, FakeCloud, World};
 use cleanroom_cloud::ErrorKind;
+use cleanroom_cloud_fake::{At, FakeCloud, Fault, World};
 
-use crate::support::{
-    assert_contained, changes_since, respond, respond_or_die,
-};
+use crate::support::{assert_contained, changes_since, respond, respond_or_die};
 
 #[tokio::test(start_paused = true)]
 async fn the_full_instance_is_contained_and_preserved() {

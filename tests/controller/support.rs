@@ -7,6 +7,7 @@ use cleanroom_cloud_fake::{FakeCloud, INSTANCE, World};
 use cleanroom_contract::{InstanceId, Timestamp};
 use cleanroom_controller::{
     case::{Bounds, Clock, Policy, Run, Shared},
+    claim::Claim,
     flow::{self, FlowError, Report, Request},
     journal,
     progress::Progress,
@@ -57,7 +58,8 @@ pub(crate) async fn respond_to(run: &Run, instance: &InstanceId) -> Result<Repor
         tokio::time::sleep(Duration::from_millis(100)).await;
         found = run.cloud.inventory.get_instance(instance).await;
     }
-    let instance = found.map_err(|source| FlowError::Cloud { what: instance.to_string(), source })?;
+    let instance =
+        found.map_err(|source| FlowError::Cloud { what: instance.to_string(), source })?;
     let request = Request { instance, case: None, reason: Some("a test".to_owned()) };
     let report = flow::respond(run, &request).await;
     run.shared.finish_units().await;
@@ -122,14 +124,12 @@ pub(crate) async fn assert_contained(cloud: &FakeCloud, before: &World, what: &s
 async fn assert_evidence(cloud: &FakeCloud, before: &World, what: &str) {
     let id = suspect();
     let world = cloud.world();
-    let cases: Vec<_> = world
-        .bucket
-        .keys("instances/")
-        .into_iter()
-        .filter(|key| key.ends_with(".json"))
-        .collect();
+    let cases: Vec<_> =
+        world.bucket.keys("instances/").into_iter().filter(|key| key.ends_with(".json")).collect();
     assert_eq!(cases.len(), 1, "{what}: one case, not {cases:?}");
-    let case = format!("{id}-1").parse().expect("a case id");
+    let claim = world.bucket.newest(&cases[0]).expect("the claim is there");
+    let claim: Claim = serde_json::from_slice(claim).expect("the claim is readable");
+    let case = claim.case;
     let ports = cloud.cloud();
     let verdict = journal::verify::verify(&*ports.store, &case).await.expect("the store answers");
     assert!(verdict.faults.is_empty(), "{what}: {:#?}", verdict.faults);
@@ -156,7 +156,9 @@ async fn assert_evidence(cloud: &FakeCloud, before: &World, what: &str) {
 pub(crate) fn changes_since(cloud: &FakeCloud, n: u64) -> Vec<String> {
     let changes = cloud.changes().into_iter().filter(|call| call.n > n);
     changes
-        .map(|call| format!("{} {} {}", call.operation, call.resource, described(call.change.as_ref())))
+        .map(|call| {
+            format!("{} {} {}", call.operation, call.resource, described(call.change.as_ref()))
+        })
         .collect()
 }
 

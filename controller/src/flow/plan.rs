@@ -60,7 +60,7 @@ pub async fn plan(run: &Run, instance: &Instance, reason: Option<&str>) -> Resul
     let joins = ledger.original.is_some();
     let original = match ledger.original.clone() {
         Some(original) => original,
-        None => original::read(inventory, instance.clone(), &run.shared).await,
+        None => original::read(inventory, instance.clone(), &run.shared, run.bounds.original).await,
     };
     let scene = scene(run, case.clone(), original, &ledger);
     let mut plan = Plan {
@@ -115,6 +115,7 @@ fn scene(run: &Run, case: CaseId, original: Original, ledger: &Ledger) -> Scene 
         instance: original.instance.id.clone(),
         original: std::sync::Arc::new(original),
         done: std::sync::Arc::new(done.collect()),
+        flushed: std::sync::Arc::new(ledger.flushed.clone()),
         policy: std::sync::Arc::new(run.policy.clone()),
         caller: run.caller.clone(),
         nonce: "<run>".to_owned(),

@@ -136,9 +136,14 @@ async fn registered(scene: &Scene) -> Result<Vec<(TargetGroupArn, Target)>> {
     let known: Vec<(TargetGroupArn, Target)> = match scene.original.targets.get() {
         Some(targets) => targets.clone(),
         None => {
-            let fresh =
-                original::read(inventory, scene.original.instance.clone(), &scene.shared).await;
-            fresh.targets.get().cloned().unwrap_or_default()
+            let (interfaces, index) = tokio::join!(
+                inventory.interfaces(&scene.instance),
+                original::target_index(inventory, &scene.shared),
+            );
+            let interfaces = interfaces?;
+            let addresses =
+                interfaces.iter().flat_map(|i| i.private.iter().chain(&i.ipv6).cloned()).collect();
+            original::registrations(index?, &scene.instance, &addresses)
         }
     };
     let groups: BTreeSet<_> = known.iter().map(|(group, _)| group.clone()).collect();

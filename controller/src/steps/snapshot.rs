@@ -361,7 +361,16 @@ impl Goal for Register {
 
 /// Logs which snapshots are the evidence, where that has changed.
 pub async fn log_preserved(case: &Case) {
-    let Ok((sets, ..)) = sets(&case.scene).await else { return };
+    let sets = match crate::engine::again(case.bounds.goal, || sets(&case.scene)).await {
+        Ok((sets, ..)) => sets,
+        Err(why) => {
+            return case.short(Shortfall {
+                step: Step::Snapshot,
+                what: format!("which snapshots are the evidence could not be read: {why}"),
+                advice: "run respond again: it logs them".to_owned(),
+            });
+        }
+    };
     let snapshots: Vec<_> = sets.evidence.values().map(|s| s.id.to_string()).collect();
     if case.journal.ledger().await.snapshots == snapshots {
         return;

@@ -46,6 +46,10 @@ impl Goal for Open {
     async fn look(&self, scene: &Scene, _history: &History) -> Result<Assessment> {
         let mut seen = Assessment::default();
         let Some(vpc) = &scene.original.instance.vpc else { return Ok(seen) };
+        let interfaces = scene.inventory.interfaces(&scene.instance).await?;
+        if interfaces.iter().all(|i| scene.flushed.contains(i.id.as_str())) {
+            return Ok(seen);
+        }
         match scene.inventory.find_group(vpc, &flush_name(scene)).await? {
             None => seen.now.push(Change::CreateGroup {
                 vpc: vpc.clone(),
