@@ -12,6 +12,10 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_smithy_runtime::client::retries::{RetryPartition, TokenBucket};
+use aws_smithy_runtime_api::client::{
+    interceptors::context::InterceptorContext,
+    retries::classifiers::{ClassifyRetry, RetryAction},
+};
 use aws_smithy_types::{retry::RetryConfig, timeout::TimeoutConfig};
 
 use crate::calls::Calls;
@@ -100,6 +104,24 @@ pub(crate) fn timeouts(attempt: u64, operation: u64) -> TimeoutConfig {
         .build()
 }
 
+/// Repeats what was answered with 429. The SDK goes by the service's code there, and what stands before a service does
+/// not always give one.
+#[derive(Debug)]
+struct TooMany;
+
+impl ClassifyRetry for TooMany {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match context.response().map(|response| response.status().as_u16()) {
+            Some(429) => RetryAction::throttling_error(),
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "TooManyRequests"
+    }
+}
+
 /// The configuration of a service's client that tries in a given way. Each service has types of its own for the
 /// same thing, which only a macro can span.
 macro_rules! config {
@@ -111,6 +133,7 @@ macro_rules! config {
             .retry_partition(
                 RetryPartition::custom(stringify!($sdk)).token_bucket(way.quota).build(),
             )
+            .retry_classifier(TooMany)
             .interceptor($calls.clone())
     }};
 }

@@ -38,8 +38,8 @@ where
         SdkError::ServiceError(service) => {
             let status = service.raw().status().as_u16();
             let code = error.code().unwrap_or_default();
-            let message = error.message().map_or_else(|| chain(service.err()), str::to_owned);
             let shown = if code.is_empty() { format!("Http{status}") } else { code.to_owned() };
+            let message = error.message().unwrap_or("the answer says nothing more").to_owned();
             (kind_of(code, status), shown, message)
         }
         SdkError::ResponseError(response) => {

@@ -163,7 +163,8 @@ fn snapshot(s: DescribedSnapshot) -> Result<Snapshot> {
     })
 }
 
-/// A snapshot that was just taken alone.
+/// A snapshot that was just taken alone. It exists, so what the answer leaves out is no reason to call it failed: one
+/// without a state has only begun.
 pub(crate) fn taken(
     s: aws_sdk_ec2::operation::create_snapshot::CreateSnapshotOutput,
 ) -> Result<Snapshot> {
@@ -172,7 +173,7 @@ pub(crate) fn taken(
             .set_snapshot_id(s.snapshot_id)
             .set_volume_id(s.volume_id)
             .set_owner_id(s.owner_id)
-            .set_state(s.state)
+            .set_state(s.state.or(Some(DescribedState::Pending)))
             .set_progress(s.progress)
             .set_volume_size(s.volume_size)
             .set_start_time(s.start_time)
@@ -183,14 +184,14 @@ pub(crate) fn taken(
     )
 }
 
-/// A snapshot that was just taken with others. The key is not said here; the list of snapshots says it.
+/// As [`taken`], of several at once. The key is not said here; the list of snapshots says it.
 pub(crate) fn taken_together(s: SnapshotInfo) -> Result<Snapshot> {
     snapshot(
         DescribedSnapshot::builder()
             .set_snapshot_id(s.snapshot_id)
             .set_volume_id(s.volume_id)
             .set_owner_id(s.owner_id)
-            .set_state(s.state)
+            .set_state(s.state.or(Some(DescribedState::Pending)))
             .set_progress(s.progress)
             .set_volume_size(s.volume_size)
             .set_start_time(s.start_time)
