@@ -138,6 +138,8 @@ pub struct Bounds {
     pub guard: Duration,
     /// For `CreateSnapshots` to return, before isolation goes on without.
     pub snapshot: Duration,
+    /// For one call, before it counts as lost.
+    pub call: Duration,
     /// For an independent goal's retries.
     pub goal: Duration,
     /// How long no public address must show before tracked flows are dropped.
@@ -155,6 +157,7 @@ impl Default for Bounds {
             original: Duration::from_secs(15),
             guard: Duration::from_secs(15),
             snapshot: Duration::from_secs(45),
+            call: Duration::from_secs(20),
             goal: Duration::from_secs(180),
             address_settle: Duration::from_secs(3),
             open: Duration::from_millis(250),

@@ -6,7 +6,7 @@
 
 use std::{future::Future, time::Duration};
 
-use cleanroom_cloud::{Change, CloudError, Made};
+use cleanroom_cloud::{Change, CloudError, ErrorKind, Made};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
@@ -128,13 +128,14 @@ impl Work<'_> {
     /// A look that is tried again as long as trying may help.
     async fn look(&mut self) -> Result<Assessment, GivenUp> {
         loop {
-            match look(self.case, self.goal, self.direction, &self.history).await {
-                Ok(assessment) => return Ok(assessment),
-                Err(error) if error.is_transient() => {
-                    self.rest().await.map_err(|_| GivenUp(error.to_string()))?;
-                }
-                Err(error) => return Err(GivenUp(error.to_string())),
-            }
+            let looking = look(self.case, self.goal, self.direction, &self.history);
+            let why = match tokio::time::timeout(self.case.bounds.call, looking).await {
+                Ok(Ok(assessment)) => return Ok(assessment),
+                Ok(Err(error)) if !error.is_transient() => return Err(GivenUp(error.to_string())),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer in time".to_owned(),
+            };
+            self.rest().await.map_err(|_| GivenUp(why))?;
         }
     }
 
@@ -143,8 +144,8 @@ impl Work<'_> {
         let step = Some(self.goal.step());
         let intent = Body::Intent { goal: self.label(), changes: changes.clone() };
         self.case.journal.append(step, intent).await;
-        let hands = &self.case.hands;
-        let results = join_all(changes.iter().map(|change| hands.apply(change))).await;
+        let applying = changes.iter().map(|change| apply(self.case, change));
+        let results = join_all(applying).await;
         let mut outcomes = Vec::with_capacity(changes.len());
         let mut transient = false;
         for (change, result) in changes.into_iter().zip(results) {
@@ -239,6 +240,22 @@ impl Work<'_> {
     }
 }
 
+/// One change, within its bound. One that never answers may have been done.
+async fn apply(case: &Case, change: &Change) -> cleanroom_cloud::Result<Made> {
+    // What can not be repeated is worth more patience than what can.
+    let bound = case.bounds.call * if change.creates() { 3 } else { 1 };
+    tokio::time::timeout(bound, case.hands.apply(change)).await.unwrap_or_else(|_| {
+        Err(CloudError {
+            operation: change.operation().to_owned(),
+            resource: change.resource(),
+            kind: ErrorKind::Ambiguous,
+            code: "NoAnswer".to_owned(),
+            message: format!("no answer within {bound:?}"),
+            request: None,
+        })
+    })
+}
+
 fn outcome(
     change: Change,
     result: cleanroom_cloud::Result<Made>,
@@ -252,7 +269,7 @@ fn outcome(
         Err(error) => {
             let why = error.to_string();
             // A taken name means that somebody else made it: the next look finds it.
-            if !error.is_transient() && error.kind != cleanroom_cloud::ErrorKind::Conflict {
+            if !error.is_transient() && error.kind != ErrorKind::Conflict {
                 history.refused.push((change.clone(), why.clone()));
             }
             Outcome { change, made: None, error: Some(why) }

@@ -86,8 +86,9 @@ pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> 
     if ledger.original.is_some() {
         close_left_open(&case).await;
     }
+    let opening = spawn(&case, &isolate::flush::Open);
     let contained = contain(&case, run).await;
-    let preserved = finish(&case, run, contained.is_some()).await;
+    let preserved = finish(&case, run, contained.is_some(), opening).await;
     let waiting = record::catch_up(&case).await + case.journal.catch_up().await;
     Ok(report::Report::of(&case, &how, (contained, preserved), waiting).await)
 }
@@ -150,6 +151,15 @@ async fn open(run: &Run, request: &Request) -> Result<(Case, Ledger, Opening), F
         return Err(FlowError::Custody { case: journal.case().clone(), why });
     }
     let original = ledger.original.clone().unwrap_or(fresh);
+    // Two instances that were given one name at the same moment would both act on the first.
+    if original.instance.id != instance.id {
+        return Err(FlowError::Case(format!(
+            "the log of {} is that of {}, not of {}: give each instance a case of its own",
+            journal.case(),
+            original.instance.id,
+            instance.id
+        )));
+    }
     Ok((case(run, Arc::new(journal), original, &ledger), before, how))
 }
 
@@ -197,7 +207,9 @@ async fn claim(run: &Run, request: &Request) -> Result<(Journal, Opening), FlowE
             let journal = Journal::open(store, claimed.claim.case, writer, spool).await;
             return Ok((journal, Opening { joined, weak: false }));
         }
-        Ok(Err(error @ ClaimError::Other { .. })) => return Err(error.into()),
+        Ok(Err(error @ (ClaimError::Other { .. } | ClaimError::Taken { .. }))) => {
+            return Err(error.into());
+        }
         Ok(Err(error)) if run.policy.require_custody => return Err(error.into()),
         Ok(Err(error)) => error_chain(&error),
         Err(_) => "the store did not answer in time".to_owned(),
@@ -287,7 +299,7 @@ async fn contain(case: &Case, run: &Run) -> Option<f64> {
     let isolates = case.does(Step::Isolate);
     let preparing = async {
         if isolates {
-            tokio::join!(prepare(case), ensure(case, &isolate::flush::Open, Direction::Respond));
+            prepare(case).await;
         }
     };
     // Where the log can not be written, what release needs must be somewhere else before it is lost.
@@ -364,7 +376,12 @@ async fn cut(case: &Case, run: &Run) -> Option<f64> {
 }
 
 /// Everything that isolation does not wait for. Returns the seconds until all snapshots were whole.
-async fn finish(case: &Case, run: &Run, contained: bool) -> Option<f64> {
+async fn finish(
+    case: &Case,
+    run: &Run,
+    contained: bool,
+    opening: JoinHandle<Option<Ended>>,
+) -> Option<f64> {
     let telling = async {
         let milestone = if contained { Milestone::Contained } else { Milestone::Failed };
         if contained || case.does(Step::Isolate) {
@@ -372,7 +389,7 @@ async fn finish(case: &Case, run: &Run, contained: bool) -> Option<f64> {
         }
     };
     let flushing = when(case, Step::Isolate, async {
-        drop_tracked(case).await;
+        drop_tracked(case, opening).await;
         ensure(case, &isolate::Acl, Direction::Respond).await;
     });
     let balancers = when(case, Step::Detach, ensure(case, &detach::Balancers, Direction::Respond));
@@ -403,7 +420,8 @@ async fn when<T>(case: &Case, step: Step, work: impl Future<Output = T>) -> Opti
 }
 
 /// Drops tracked flows, once no public address leads here.
-async fn drop_tracked(case: &Case) {
+async fn drop_tracked(case: &Case, opening: JoinHandle<Option<Ended>>) {
+    let _ = opening.await;
     if let Err(why) = isolate::flush::settle_addresses(case).await {
         case.note(why);
     }

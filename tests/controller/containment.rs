@@ -40,7 +40,6 @@ async fn a_second_run_changes_nothing() {
 
 /// Breaks a run at one call in one way, runs again until a run ends, and judges.
 async fn broken(before: &World, fault: Fault, n: u64) {
-    let what = format!("{fault:?} at call {n}");
     let cloud = FakeCloud::new(before.clone());
     let spool = tempfile::tempdir().expect("a folder for the spool");
     cloud.fault(fault, At::Call(n));
@@ -55,6 +54,8 @@ async fn broken(before: &World, fault: Fault, n: u64) {
         }
         process = process.restarted();
     }
+    let call = cloud.calls().into_iter().find(|call| call.n == n);
+    let what = format!("{fault:?} at call {n}, {}", call.map(|c| c.text()).unwrap_or_default());
     assert!(whole, "{what}: three runs did not end it");
     assert_contained(&process, before, &what).await;
 }
@@ -102,7 +103,6 @@ async fn throttling_at_any_call_loses_nothing() {
 async fn a_call_that_never_ends_holds_up_nothing_for_good() {
     let before = World::full();
     for n in 1..=calls(&before).await {
-        let what = format!("a call that hangs, number {n}");
         let cloud = FakeCloud::new(before.clone());
         cloud.fault(Fault::Hang, At::Call(n));
         // The adapter's own time-out ends such a call; here nothing does, so the person ends the run.
@@ -110,6 +110,8 @@ async fn a_call_that_never_ends_holds_up_nothing_for_good() {
         if ended.is_err() {
             cloud.kill();
         }
+        let call = cloud.calls().into_iter().find(|call| call.n == n);
+        let what = format!("call {n} hangs, {}", call.map(|c| c.text()).unwrap_or_default());
         let process = cloud.restarted();
         let report = respond(&process, None).await;
         assert!(report.is_whole(), "{what}: {report:#?}");

@@ -15,16 +15,19 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cleanroom_cloud::{Change, GroupId, Hands, Interface, InterfaceId, Inventory, Result, VpcId};
+use cleanroom_cloud::{
+    Change, ErrorKind, GroupId, Hands, Interface, InterfaceId, Inventory, Result, VpcId,
+};
 use cleanroom_contract::InstanceId;
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{FORENSIC, flush_name};
 use crate::{
     case::{Assessment, Bounds, Case, Goal, History, Scene, Shortfall, Step, lock},
+    engine::again,
     journal::event::Body,
     progress::{Event, Progress},
 };
@@ -78,6 +81,9 @@ impl Goal for Open {
     }
 }
 
+/// How long one call of a unit may take before it is made again.
+const CALL: Duration = Duration::from_secs(6);
+
 /// What one unit needs, so that it outlives whoever began it.
 struct Unit {
     inventory: Arc<dyn Inventory>,
@@ -111,14 +117,20 @@ async fn attempt(case: &Case) -> std::result::Result<(), String> {
     let inventory = &*scene.inventory;
     let Some(vpc) = &scene.original.instance.vpc else { return Ok(()) };
     let name = flush_name(scene);
-    let (interfaces, forensic, open) = tokio::join!(
-        inventory.interfaces(&scene.instance),
-        inventory.find_group(vpc, FORENSIC),
-        inventory.find_group(vpc, &name),
-    );
-    let interfaces = interfaces.map_err(|e| e.to_string())?;
-    let forensic = forensic.map_err(|e| e.to_string())?.ok_or("there is no forensic group")?.id;
+    let look = || async {
+        tokio::try_join!(
+            inventory.interfaces(&scene.instance),
+            inventory.find_group(vpc, FORENSIC),
+            inventory.find_group(vpc, &name),
+        )
+    };
+    let (interfaces, forensic, open) = again(case.bounds.goal, look).await?;
+    let forensic = forensic.ok_or("there is no forensic group")?.id;
     let done = case.journal.ledger().await.flushed;
+    // Group ids hold in their own VPC only, and an instance may have interfaces in others.
+    if let Some(other) = interfaces.iter().find(|i| i.vpc != *vpc) {
+        return Err(format!("{} is in {}, another VPC than its instance", other.id, other.vpc));
+    }
     let due: Vec<_> = interfaces
         .into_iter()
         .filter(|i| {
@@ -131,9 +143,7 @@ async fn attempt(case: &Case) -> std::result::Result<(), String> {
     if let Some(public) = due.iter().flat_map(|i| &i.public).next() {
         return Err(format!("the public address {} is still there", public.public));
     }
-    let open = open
-        .map_err(|e| e.to_string())?
-        .ok_or("the group that allows everything could not be made")?
+    let open = open.ok_or("the group that allows everything could not be made")?
         .id;
     let names: Vec<_> = due.iter().map(|i| i.id.to_string()).collect();
     let changes = due.iter().flat_map(|i| pair(&i.id, &open, &forensic)).collect();
@@ -191,7 +201,9 @@ impl Unit {
     /// Opens and closes. Whatever becomes of the opening, this ends when the interface was read back as closed.
     async fn run(&self) -> std::result::Result<(), String> {
         let [open, _] = pair(&self.interface, &self.open, &self.forensic);
-        let opened = self.hands.apply_first(&open).await;
+        let opened = timeout(CALL, self.hands.apply_first(&open)).await;
+        let opened = opened.map_err(|_| "no answer in time".to_owned());
+        let opened = opened.and_then(|ended| ended.map(|_| ()).map_err(|e| e.to_string()));
         if opened.is_ok() {
             sleep(self.bounds.open).await;
         }
@@ -202,7 +214,7 @@ impl Unit {
             });
         })
         .await;
-        opened.map(|_| ()).map_err(|e| e.to_string())
+        opened
     }
 }
 
@@ -221,16 +233,15 @@ async fn close(
     let mut pause = Duration::from_millis(50);
     let mut alarmed = false;
     loop {
-        let closed = hands.apply_first(&change).await;
-        match &closed {
-            Ok(_) => match inventory.get_interface(interface).await {
-                Ok(now) if now.groups == wanted => return,
-                // Deleted, so nothing is open.
-                Err(error) if error.kind == cleanroom_cloud::ErrorKind::NotFound => return,
-                _ => {}
-            },
-            Err(error) if error.kind == cleanroom_cloud::ErrorKind::NotFound => return,
-            Err(_) => {}
+        let closing = async {
+            hands.apply_first(&change).await?;
+            inventory.get_interface(interface).await
+        };
+        match timeout(CALL, closing).await {
+            Ok(Ok(now)) if now.groups == wanted => return,
+            // Deleted, so nothing is open.
+            Ok(Err(error)) if error.kind == ErrorKind::NotFound => return,
+            _ => {}
         }
         if !alarmed && began.elapsed() > Duration::from_secs(3) {
             alarmed = true;
