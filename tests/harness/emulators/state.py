@@ -198,7 +198,14 @@ def notices(aws, queue):
         for message in received:
             handles.append(message["ReceiptHandle"])
             body = json.loads(message["Body"])
-            bodies.append({"subject": body.get("Subject"), "message": body["Message"]})
+            attributes = body.get("MessageAttributes", {})
+            bodies.append(
+                {
+                    "subject": body.get("Subject"),
+                    "message": body["Message"],
+                    "attributes": {n: a["Value"] for n, a in attributes.items()},
+                }
+            )
     for handle in handles:
         aws.sqs.change_message_visibility(
             QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0
