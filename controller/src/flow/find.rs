@@ -238,6 +238,19 @@ pub async fn open(
     case: &CaseId,
 ) -> Result<(crate::case::Case, Ledger, Known), FlowError> {
     let known = self::case(&*run.cloud.store, &run.caller, case).await?;
+    let (case, ledger) = open_known(run, &known).await?;
+    Ok((case, ledger, known))
+}
+
+/// A case whose claim has been read already.
+///
+/// # Errors
+/// When its log can not be read or holds no original state.
+pub async fn open_known(
+    run: &crate::case::Run,
+    known: &Known,
+) -> Result<(crate::case::Case, Ledger), FlowError> {
+    let case = &known.claim.case;
     let (journal, ledger) = log(run, case).await?;
     let original = ledger.original.clone().ok_or_else(|| {
         FlowError::Case(format!(
@@ -245,7 +258,7 @@ pub async fn open(
         ))
     })?;
     let at_work = super::case(run, std::sync::Arc::new(journal), original, &ledger);
-    Ok((at_work, ledger, known))
+    Ok((at_work, ledger))
 }
 
 /// Where the mark goes that a case was released.

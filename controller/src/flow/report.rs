@@ -36,7 +36,7 @@ pub struct Report {
     /// Events and objects that wait for the store.
     pub waiting: usize,
     /// The steps that were asked for.
-    steps: Vec<Step>,
+    pub steps: Vec<Step>,
 }
 
 impl Report {

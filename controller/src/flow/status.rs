@@ -94,7 +94,15 @@ pub(super) async fn drift(case: &Case) -> (Vec<String>, Vec<String>) {
 /// # Errors
 /// When there is no such case, or its log can not be read.
 pub async fn status(run: &Run, case: &CaseId) -> Result<Status, FlowError> {
-    let (case, ledger, known) = find::open(run, case).await?;
+    of(run, &find::case(&*run.cloud.store, &run.caller, case).await?).await
+}
+
+/// Looks at a case whose claim has been read already.
+///
+/// # Errors
+/// When its log can not be read.
+pub async fn of(run: &Run, known: &find::Known) -> Result<Status, FlowError> {
+    let (case, ledger) = find::open_known(run, known).await?;
     let mut status = Status {
         case: case.scene.case.clone(),
         instance: case.scene.instance.clone(),
