@@ -1,0 +1,185 @@
+//! What goes to standard output: for people, or one JSON record a line.
+//!
+//! Purpose: pure functions from results to text. Touches nothing. Text from AWS and from tags is never obeyed by the
+//! terminal: every cell and line goes through [`printable`].
+
+mod account;
+mod cases;
+mod plan;
+mod report;
+
+use std::fmt::Write as _;
+
+use cleanroom_contract::{Timestamp, printable};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+pub(crate) use self::{
+    account::preflight,
+    cases::{cases, proposal, recovery, released, statuses, verdict},
+    plan::plan,
+    report::{Next, not_cut, report},
+};
+
+/// A record: its type, and the fields of a value.
+pub(crate) fn record(kind: &str, value: &impl Serialize) -> Map<String, Value> {
+    let mut record = Map::new();
+    record.insert("type".to_owned(), kind.into());
+    match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => record.extend(fields),
+        Ok(other) => drop(record.insert("value".to_owned(), other)),
+        Err(error) => drop(record.insert("error".to_owned(), error.to_string().into())),
+    }
+    record
+}
+
+/// A record as its line.
+pub(crate) fn json_line(record: Map<String, Value>) -> String {
+    format!("{}\n", Value::Object(record))
+}
+
+/// A time to the second.
+pub(crate) fn time(at: Timestamp) -> String {
+    Timestamp { nanos: 0, ..at }.to_string().replace(".000000000", "")
+}
+
+/// Something said of instances or cases that could not be worked on, as a line of JSON.
+pub(crate) fn error_line(about: &str, name: &str, error: &str) -> String {
+    let fields = serde_json::json!({ about: name, "error": error });
+    json_line(record("error", &fields))
+}
+
+/// A table whose columns are as wide as what is in them; the last one is wrapped to the terminal.
+pub(crate) struct Table {
+    head: Vec<&'static str>,
+    rows: Vec<Vec<Cell>>,
+}
+
+/// What is in a cell, and how it is painted.
+pub(crate) struct Cell {
+    text: String,
+    paint: fn(crate::terminal::Palette, &str) -> String,
+}
+
+/// An unpainted cell.
+pub(crate) fn plain(text: impl AsRef<str>) -> Cell {
+    Cell { text: printable(text.as_ref()), paint: |_, text| text.to_owned() }
+}
+
+/// A painted cell.
+pub(crate) fn painted(
+    text: impl AsRef<str>,
+    paint: fn(crate::terminal::Palette, &str) -> String,
+) -> Cell {
+    Cell { text: printable(text.as_ref()), paint }
+}
+
+impl Table {
+    pub(crate) fn new(head: &[&'static str]) -> Self {
+        Self { head: head.to_vec(), rows: Vec::new() }
+    }
+
+    pub(crate) fn row(&mut self, cells: Vec<Cell>) {
+        self.rows.push(cells);
+    }
+
+    /// The table in so many columns.
+    pub(crate) fn show(&self, palette: crate::terminal::Palette, width: usize) -> String {
+        let columns = self.head.len();
+        let mut widths: Vec<usize> = self.head.iter().map(|h| h.chars().count()).collect();
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.text.chars().count());
+            }
+        }
+        let before: usize = widths.iter().take(columns - 1).map(|w| w + 2).sum();
+        let last = width.saturating_sub(before).max(24);
+        let mut out = String::new();
+        let head: Vec<_> = self.head.iter().zip(&widths).map(|(h, w)| format!("{h:<w$}")).collect();
+        let _ = writeln!(out, "{}", palette.strong(head.join("  ").trim_end()));
+        for row in &self.rows {
+            let mut line = String::new();
+            for (n, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let rest = width.saturating_sub(cell.text.chars().count());
+                if n + 1 < columns {
+                    let _ = write!(line, "{}{:rest$}  ", (cell.paint)(palette, &cell.text), "");
+                } else {
+                    let wrapped = wrap(&cell.text, last);
+                    let lines: Vec<_> =
+                        wrapped.iter().map(|text| (cell.paint)(palette, text)).collect();
+                    line.push_str(&lines.join(&format!("\n{:before$}", "")));
+                }
+            }
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+        out
+    }
+}
+
+/// A text in lines of at most so many columns, broken between words where that can be.
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    let mut used = 0;
+    for word in text.split(' ') {
+        let long = word.chars().count();
+        if used > 0 && used + 1 + long > width {
+            lines.push(std::mem::take(&mut line));
+            used = 0;
+        }
+        if used > 0 {
+            line.push(' ');
+            used += 1;
+        }
+        line.push_str(word);
+        used += long;
+    }
+    lines.push(line);
+    lines
+}
+
+/// A named line of a report, wrapped under itself.
+pub(crate) fn field(name: &str, text: &str, width: usize) -> String {
+    const NAME: usize = 12;
+    let lines = wrap(text, width.saturating_sub(NAME + 2).max(24));
+    format!("  {name:<NAME$}{}\n", lines.join(&format!("\n{:1$}", "", NAME + 2)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::terminal::Palette;
+
+    #[test]
+    fn the_last_column_is_wrapped_under_itself() {
+        let mut table = Table::new(&["step", "what"]);
+        table.row(vec![plain("isolate"), plain("set security groups sg-0123 on eni-0123\u{1b}")]);
+        table.row(vec![plain("tag"), plain("")]);
+        let shown = table.show(Palette::default(), 34);
+        let expected = "\
+step     what
+isolate  set security groups
+         sg-0123 on
+         eni-0123\\u{1b}
+tag
+";
+        assert_eq!(shown, expected);
+        assert_eq!(table.show(Palette::default(), usize::MAX).lines().count(), 3);
+    }
+
+    #[test]
+    fn a_record_begins_with_its_type() {
+        let value = serde_json::json!({"case": "c"});
+        assert_eq!(json_line(record("claim", &value)), "{\"type\":\"claim\",\"case\":\"c\"}\n");
+        assert_eq!(
+            error_line("instance", "i-1", "no"),
+            "{\"type\":\"error\",\"instance\":\"i-1\",\"error\":\"no\"}\n"
+        );
+    }
+
+    #[test]
+    fn times_are_shown_to_the_second() {
+        let at = Timestamp { seconds: 1_772_366_400, nanos: 5 };
+        assert_eq!(time(at), "2026-03-01T12:00:00Z");
+    }
+}

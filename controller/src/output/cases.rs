@@ -1,0 +1,304 @@
+//! How cases stand, and what was done to them.
+
+use std::fmt::Write as _;
+
+use cleanroom_contract::printable;
+use cleanroom_controller::{
+    flow::{
+        find::Known,
+        recover::{self, Task},
+        release::{Proposal, Released},
+        status::{State, Status},
+    },
+    journal::verify::Verdict,
+};
+
+use super::{Table, field, painted, plain, time};
+use crate::terminal::Palette;
+
+/// A word for how a case stands, and its colour.
+fn state(state: State) -> (&'static str, fn(Palette, &str) -> String) {
+    match state {
+        State::Open => ("OPEN", Palette::bad),
+        State::Contained => ("contained", Palette::good),
+        State::Partial => ("partial", Palette::weak),
+        State::Drifted => ("DRIFTED", Palette::bad),
+        State::Released => ("released", Palette::dim),
+        State::Closed => ("closed", Palette::dim),
+    }
+}
+
+/// Every status: what was found open first, then the table, then what is wrong with each.
+pub(crate) fn statuses(all: &[Status], palette: Palette, width: usize) -> String {
+    let mut out = String::new();
+    for status in all {
+        for interface in &status.found_open {
+            let text = format!(
+                "!!! {} of {} WAS OPEN TO ALL TRAFFIC, left so by a run that ended; it is closed now",
+                printable(interface),
+                status.instance
+            );
+            let _ = writeln!(out, "{}", palette.bad(&text));
+        }
+    }
+    if all.is_empty() {
+        out.push_str("no open case\n");
+        return out;
+    }
+    let mut table = Table::new(&["case", "instance", "state", "opened", "contained", "preserved"]);
+    for status in all {
+        let at = |at: Option<_>| plain(at.map_or("-".to_owned(), time));
+        let (word, paint) = state(status.state);
+        table.row(vec![
+            plain(status.case.as_str()),
+            plain(status.instance.as_str()),
+            painted(word, paint),
+            at(status.opened_at),
+            at(status.contained_at),
+            at(status.preserved_at),
+        ]);
+    }
+    out.push_str(&table.show(palette, width));
+    for status in all {
+        details(&mut out, status, palette, width);
+    }
+    out
+}
+
+fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
+    let mut lines = String::new();
+    let mut line = |name: &str, text: &str| lines.push_str(&field(name, &printable(text), width));
+    for drift in &status.drift {
+        line("DRIFTED", &format!("would do again: {drift}"));
+    }
+    for unknown in &status.unknown {
+        line("unknown", unknown);
+    }
+    for shortfall in &status.shortfalls {
+        line("NOT DONE", &format!("{}: {}", shortfall.step, shortfall.what));
+        line("  do", &shortfall.advice);
+    }
+    for survivor in &status.survivors {
+        line(
+            "not cut",
+            &format!("{} made {} (event {})", survivor.call, survivor.what, survivor.event),
+        );
+        if let Some(principal) = &survivor.principal {
+            line(
+                "  do",
+                &format!("cleanroom revoke --principal {principal} --case {}", status.case),
+            );
+        }
+    }
+    if !lines.is_empty() {
+        let _ = write!(out, "\n{}\n{lines}", palette.strong(status.case.as_str()));
+    }
+}
+
+/// The list of cases.
+pub(crate) fn cases(all: &[Known], palette: Palette, width: usize) -> String {
+    if all.is_empty() {
+        return "no cases\n".to_owned();
+    }
+    let mut table = Table::new(&["case", "instance", "opened", "state", "by"]);
+    for known in all {
+        let claim = &known.claim;
+        table.row(vec![
+            plain(claim.case.as_str()),
+            plain(claim.instance.as_str()),
+            plain(time(claim.at)),
+            if known.released { painted("released", Palette::dim) } else { plain("open") },
+            plain(&claim.actor),
+        ]);
+    }
+    table.show(palette, width)
+}
+
+/// What a verification found.
+pub(crate) fn verdict(case: &str, verdict: &Verdict, palette: Palette) -> String {
+    let mut out = String::new();
+    for fault in &verdict.faults {
+        let _ = writeln!(out, "{}", palette.bad(&format!("FAULT  {}", printable(fault))));
+    }
+    let how = match verdict.faults.len() {
+        0 => palette.good("whole"),
+        1 => palette.bad("1 fault"),
+        n => palette.bad(&format!("{n} faults")),
+    };
+    let late = match verdict.late {
+        0 => String::new(),
+        n => format!(", {n} of them appended late"),
+    };
+    let _ = writeln!(
+        out,
+        "custody log of {case}: {how}; {} events{late}; {} objects of evidence compared",
+        verdict.events, verdict.exhibits
+    );
+    out
+}
+
+/// What a release would do.
+pub(crate) fn proposal(case: &str, proposal: &Proposal, palette: Palette, width: usize) -> String {
+    let mut out = format!("{}\n", palette.strong(&format!("release of {case}")));
+    let mut line = |name: &str, text: &str| out.push_str(&field(name, &printable(text), width));
+    for drift in &proposal.drift {
+        line("DRIFTED", drift);
+    }
+    for change in &proposal.changes {
+        line("restore", change);
+    }
+    if proposal.changes.is_empty() {
+        line("restore", "nothing: all is as it was");
+    }
+    for short in &proposal.short {
+        line("NOT DONE", short);
+    }
+    for note in &proposal.notes {
+        line("note", note);
+    }
+    out
+}
+
+/// What a release came to.
+pub(crate) fn released(released: &Released, palette: Palette, width: usize) -> String {
+    let mut out = String::new();
+    for shortfall in &released.shortfalls {
+        let what = format!("{}: {}", shortfall.step, printable(&shortfall.what));
+        out.push_str(&field("NOT DONE", &what, width));
+        out.push_str(&field("  do", &printable(&shortfall.advice), width));
+    }
+    for note in &released.notes {
+        out.push_str(&field("note", &printable(note), width));
+    }
+    let head = if released.whole {
+        palette.good("released: restored and read back")
+    } else {
+        palette.bad("released in part: the case stays open")
+    };
+    let _ = writeln!(out, "{}: {head}", released.case);
+    out
+}
+
+/// What recovery needs.
+pub(crate) fn recovery(tasks: &[Task], palette: Palette, width: usize) -> String {
+    let mut table = Table::new(&["state", "what", "found"]);
+    for task in tasks {
+        let (word, paint): (_, fn(Palette, &str) -> String) = match task.state {
+            recover::State::Done => ("done", Palette::good),
+            recover::State::Open => ("OPEN", Palette::bad),
+            recover::State::Look => ("look", Palette::weak),
+        };
+        table.row(vec![painted(word, paint), plain(&task.what), plain(&task.found)]);
+    }
+    let mut out = table.show(palette, width);
+    let due: Vec<_> = tasks.iter().filter(|t| !t.advice.is_empty()).collect();
+    if !due.is_empty() {
+        let mut table = Table::new(&["to do", "how"]);
+        for task in due {
+            table.row(vec![plain(&task.what), plain(&task.advice)]);
+        }
+        let _ = write!(out, "\n{}", table.show(palette, width));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use cleanroom_contract::Timestamp;
+    use cleanroom_controller::{
+        case::{Shortfall, Step},
+        steps::revoke::not_cut::Survivor,
+    };
+
+    use super::*;
+
+    fn status(state: State) -> Status {
+        let at = |seconds| Some(Timestamp { seconds: 1_772_366_400 + seconds, nanos: 7 });
+        Status {
+            case: "i-0123456789abcdef0-1".parse().expect("a case id"),
+            instance: "i-0123456789abcdef0".parse().expect("an id"),
+            state,
+            found_open: Vec::new(),
+            drift: Vec::new(),
+            shortfalls: Vec::new(),
+            unknown: Vec::new(),
+            survivors: Vec::new(),
+            opened_at: at(0),
+            contained_at: at(1),
+            preserved_at: None,
+            snapshots: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_open_is_the_first_line() {
+        let mut drifted = status(State::Drifted);
+        drifted.found_open.push("eni-0123456789abcdef0".to_owned());
+        drifted.drift.push("isolate eni-0: set security groups sg-0".to_owned());
+        drifted.unknown.push("revoke:deny: AccessDenied".to_owned());
+        drifted.shortfalls.push(Shortfall {
+            step: Step::Protect,
+            what: "spot refuses".to_owned(),
+            advice: "watch it".to_owned(),
+        });
+        drifted.survivors.push(Survivor {
+            call: "AssumeRole".to_owned(),
+            what: "arn:aws:sts::123456789012:assumed-role/other/x".to_owned(),
+            principal: Some("arn:aws:iam::123456789012:role/other".to_owned()),
+            event: "e-1".to_owned(),
+        });
+        let expected = "\
+!!! eni-0123456789abcdef0 of i-0123456789abcdef0 WAS OPEN TO ALL TRAFFIC, left so by a run that ended; it is closed now
+case                   instance             state    opened                contained             preserved
+i-0123456789abcdef0-1  i-0123456789abcdef0  DRIFTED  2026-03-01T12:00:00Z  2026-03-01T12:00:01Z  -
+
+i-0123456789abcdef0-1
+  DRIFTED     would do again: isolate eni-0: set security groups sg-0
+  unknown     revoke:deny: AccessDenied
+  NOT DONE    protect: spot refuses
+    do        watch it
+  not cut     AssumeRole made arn:aws:sts::123456789012:assumed-role/other/x (event e-1)
+    do        cleanroom revoke --principal arn:aws:iam::123456789012:role/other --case i-0123456789abcdef0-1
+";
+        assert_eq!(statuses(&[drifted], Palette::default(), usize::MAX), expected);
+        let plain = statuses(&[status(State::Contained)], Palette::default(), usize::MAX);
+        assert_eq!(plain.lines().count(), 2, "{plain}");
+    }
+
+    #[test]
+    fn a_verdict_names_its_faults_and_counts() {
+        let mut it = Verdict { events: 12, exhibits: 20, late: 2, faults: Vec::new() };
+        assert_eq!(
+            verdict("c", &it, Palette::default()),
+            "custody log of c: whole; 12 events, 2 of them appended late; 20 objects of evidence compared\n"
+        );
+        it.faults.push("cases/c/custody/000002.json has 2 versions: it was overwritten".to_owned());
+        it.late = 0;
+        assert_eq!(
+            verdict("c", &it, Palette::default()),
+            "FAULT  cases/c/custody/000002.json has 2 versions: it was overwritten\n\
+             custody log of c: 1 fault; 12 events; 20 objects of evidence compared\n"
+        );
+    }
+
+    #[test]
+    fn a_release_in_part_says_that_the_case_stays_open() {
+        let it = Released {
+            case: "c".parse().expect("a case id"),
+            whole: false,
+            shortfalls: vec![Shortfall {
+                step: Step::Detach,
+                what: "the group is gone".to_owned(),
+                advice: "put it where it belongs".to_owned(),
+            }],
+            notes: vec!["203.0.113.5 can not come back".to_owned()],
+        };
+        let expected = [
+            "  NOT DONE    detach: the group is gone",
+            "    do        put it where it belongs",
+            "  note        203.0.113.5 can not come back",
+            "c: released in part: the case stays open\n",
+        ];
+        assert_eq!(released(&it, Palette::default(), usize::MAX), expected.join("\n"));
+    }
+}

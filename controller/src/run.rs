@@ -1,0 +1,207 @@
+//! The composition root: what was typed becomes a run, and a run becomes an exit status.
+//!
+//! Purpose: puts settings, ports and flow together, reads the clock and the machine's randomness, and talks to people.
+//! Touches what the parts touch. Never does the work of a part.
+
+mod account;
+mod cases;
+mod documents;
+mod hint;
+mod release;
+mod respond;
+mod revoke;
+mod session;
+mod signals;
+mod targets;
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use cleanroom_contract::{Timestamp, printable};
+
+use crate::{
+    cli::{Cli, Command, Custody, Format, Global},
+    ids::{IdsError, Several},
+    settings::SettingsError,
+    terminal::{self, Palette},
+};
+
+/// Exit statuses; `cli::Cli` documents them.
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const PARTIAL: u8 = 3;
+
+/// Runs a command.
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    // Every time that is reported counts from here.
+    let started = tokio::time::Instant::now();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&anyhow::Error::new(error).context("start"));
+            return ExitCode::from(FAILED);
+        }
+    };
+    let ended = runtime.block_on(command(cli, started));
+    // Nothing that still runs may hold the process: what must end has ended.
+    runtime.shutdown_background();
+    match ended {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(status_of(&error))
+        }
+    }
+}
+
+async fn command(cli: Cli, started: tokio::time::Instant) -> anyhow::Result<u8> {
+    let shape = Shape::of(&cli.global);
+    let opening = session::Opening { global: cli.global, started };
+    match cli.command {
+        Command::Preflight => account::preflight(&opening, shape).await,
+        Command::Plan(plan) => account::plan(&opening, &plan, shape).await,
+        Command::Respond(args) => respond::respond(&opening, &args, shape).await,
+        Command::Status { case } => cases::status(&opening, case.as_ref(), shape).await,
+        Command::Cases => cases::list(&opening, shape).await,
+        Command::Custody(Custody::Verify { case }) => cases::verify(&opening, &case, shape).await,
+        Command::Release(args) => release::release(&opening, &args, shape).await,
+        Command::Revoke(args) => revoke::revoke(&opening, &args, shape).await,
+        Command::Recover { case } => cases::recover(&opening, &case, shape).await,
+        Command::Close { case, reason } => {
+            cases::close(&opening, &case, reason.as_deref(), shape).await
+        }
+        Command::Completions { shell } => documents::completions(shell),
+        Command::Man { out } => documents::man(out.as_deref()),
+    }
+}
+
+/// What the output looks like.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    format: Format,
+    palette: Palette,
+    no_color: bool,
+    width: usize,
+}
+
+impl Shape {
+    fn of(global: &Global) -> Self {
+        let terminal = io::stdout().is_terminal();
+        // People read terminals, programs read pipes.
+        let format = global.format.unwrap_or(if terminal { Format::Human } else { Format::Jsonl });
+        Self {
+            format,
+            palette: Palette::of(terminal, global.no_color),
+            no_color: global.no_color,
+            width: terminal::width(),
+        }
+    }
+
+    fn is_human(self) -> bool {
+        self.format == Format::Human
+    }
+}
+
+/// An error's exit status.
+fn status_of(error: &anyhow::Error) -> u8 {
+    let usage = error.is::<IdsError>() || error.is::<SettingsError>() || error.is::<Usage>();
+    if usage { USAGE } else { FAILED }
+}
+
+/// The command line is wrong in a way that only shows when more is known.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Prints an error with its causes, and what to do where we know it.
+fn complain(error: &anyhow::Error) {
+    let attached = error.downcast_ref::<hint::Hint>().map(|hint::Hint(hint)| hint.as_str());
+    let mut causes: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        // A transparent error says what its cause says.
+        if causes.last() != Some(&cause) && attached != Some(&cause) {
+            causes.push(cause);
+        }
+    }
+    let mut err = io::stderr().lock();
+    // With stderr gone there is nobody to tell.
+    drop(writeln!(err, "error: {}", printable(&causes.join(": "))));
+    let several = match error.downcast_ref::<IdsError>() {
+        Some(IdsError::Bad(several)) => Some(several),
+        _ => error.downcast_ref::<Several>(),
+    };
+    for line in several.iter().flat_map(|several| &several.each) {
+        drop(writeln!(err, "  {line}"));
+    }
+    if let Some(hint) = hint::of(error) {
+        drop(writeln!(err, "hint: {}", printable(&hint)));
+    }
+}
+
+/// Says something to people, on stderr.
+fn say(text: &str) {
+    drop(writeln!(io::stderr().lock(), "{text}"));
+}
+
+/// Writes to stdout; a reader that has gone away ends the output, not the work.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write to standard output"),
+    }
+}
+
+/// The time of day.
+#[derive(Debug)]
+struct SystemClock;
+
+impl cleanroom_controller::case::Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place where the clock is read")]
+    fn now(&self) -> Timestamp {
+        let since =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Timestamp {
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanos: since.subsec_nanos(),
+        }
+    }
+}
+
+/// Thirty-two hexadecimal digits that nobody else has.
+fn nonce() -> anyhow::Result<String> {
+    let mut bytes = [0_u8; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(&mut bytes[filled..], flags).context("draw a nonce")?;
+    }
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonces_are_hexadecimal_and_differ() {
+        let (one, other) = (nonce().expect("randomness"), nonce().expect("randomness"));
+        assert_eq!(one.len(), 32);
+        assert!(one.bytes().all(|b| b.is_ascii_hexdigit()));
+        assert_ne!(one, other);
+    }
+
+    #[test]
+    fn what_was_typed_wrong_is_a_usage_error() {
+        let usage = anyhow::Error::new(Usage("x".to_owned()));
+        let several = Several { what: "x".to_owned(), each: Vec::new() };
+        assert_eq!(status_of(&usage), USAGE);
+        assert_eq!(status_of(&anyhow::Error::new(IdsError::Bad(several))), USAGE);
+        let several = Several { what: "x".to_owned(), each: Vec::new() };
+        assert_eq!(status_of(&anyhow::Error::new(several)), FAILED);
+        assert_eq!(status_of(&usage.context("more")), USAGE);
+    }
+}

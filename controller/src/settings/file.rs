@@ -1,0 +1,260 @@
+//! The settings file, `cleanroom.toml`.
+
+use std::{
+    env,
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use cleanroom_contract::InstanceId;
+use cleanroom_controller::case::Bounds;
+use serde::Deserialize;
+
+use super::SettingsError;
+
+/// The largest settings file.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What the file says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct File {
+    /// Where it is; none where there is no file.
+    pub path: Option<PathBuf>,
+    pub bucket: Option<String>,
+    pub topic: Option<String>,
+    pub kms_key: Option<String>,
+    pub profile: Option<String>,
+    pub region: Option<String>,
+    pub assume_role: Option<String>,
+    /// Instances and `key=value` tags that are never contained.
+    pub exempt: Vec<String>,
+    /// GuardDuty severity times ten.
+    pub severity_tenths: Option<u32>,
+    pub lock_days: Option<u32>,
+    pub image: Option<bool>,
+    pub nacl: Option<bool>,
+    pub bounds: BoundsInSeconds,
+}
+
+/// The file's own form.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Toml {
+    bucket: Option<String>,
+    topic: Option<String>,
+    kms_key: Option<String>,
+    profile: Option<String>,
+    region: Option<String>,
+    assume_role: Option<String>,
+    exempt: Vec<toml::Spanned<String>>,
+    severity: Option<toml::Spanned<f64>>,
+    lock_days: Option<toml::Spanned<u32>>,
+    image: Option<bool>,
+    nacl: Option<bool>,
+    bounds: Option<toml::Spanned<BoundsInSeconds>>,
+}
+
+/// How long to wait for what, in seconds; what is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct BoundsInSeconds {
+    custody: Option<f64>,
+    original: Option<f64>,
+    guard: Option<f64>,
+    snapshot: Option<f64>,
+    goal: Option<f64>,
+    address_settle: Option<f64>,
+    open: Option<f64>,
+    poll: Option<f64>,
+    call: Option<f64>,
+}
+
+impl BoundsInSeconds {
+    fn all(&self) -> [(&'static str, Option<f64>); 9] {
+        [
+            ("custody", self.custody),
+            ("original", self.original),
+            ("guard", self.guard),
+            ("snapshot", self.snapshot),
+            ("goal", self.goal),
+            ("address_settle", self.address_settle),
+            ("open", self.open),
+            ("poll", self.poll),
+            ("call", self.call),
+        ]
+    }
+
+    /// What is wrong with them. An interface that stays open long is no containment.
+    fn fault(&self) -> Option<String> {
+        self.all().into_iter().find_map(|(name, seconds)| {
+            let most = if name == "open" { 5.0 } else { 86_400.0 };
+            let within = seconds.is_none_or(|s| s > 0.0 && s <= most);
+            (!within).then(|| format!("{name} is more than 0 and at most {most} seconds"))
+        })
+    }
+
+    /// The bounds that hold.
+    pub(crate) fn bounds(&self) -> Bounds {
+        let default = Bounds::default();
+        let or = |seconds: Option<f64>, default| {
+            seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(default)
+        };
+        Bounds {
+            custody: or(self.custody, default.custody),
+            original: or(self.original, default.original),
+            guard: or(self.guard, default.guard),
+            snapshot: or(self.snapshot, default.snapshot),
+            goal: or(self.goal, default.goal),
+            address_settle: or(self.address_settle, default.address_settle),
+            open: or(self.open, default.open),
+            poll: or(self.poll, default.poll),
+            call: or(self.call, default.call),
+        }
+    }
+}
+
+/// The file to read: the one that is named, else the first that is there of `cleanroom.toml` in the working directory
+/// and in the user's configuration folder.
+pub(crate) fn find(named: Option<&Path>) -> Option<PathBuf> {
+    if let Some(named) = named {
+        return Some(named.to_owned());
+    }
+    let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let users = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
+    let users = users.map(|folder| folder.join("cleanroom/cleanroom.toml"));
+    [Some(PathBuf::from("cleanroom.toml")), users].into_iter().flatten().find(|path| path.is_file())
+}
+
+/// Reads a settings file.
+///
+/// # Errors
+/// When it can not be read, or a line of it is no setting.
+pub(crate) fn read(path: &Path) -> Result<File, SettingsError> {
+    let error = |source| SettingsError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(error)?;
+    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(error)?;
+    if text.len() as u64 > MAX_BYTES {
+        let why = "it is larger than 1 MiB".to_owned();
+        return Err(SettingsError::Malformed { path: path.to_owned(), line: 1, why });
+    }
+    parse(path, &text)
+}
+
+/// Reads a settings file's text.
+fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
+    let malformed = |at: usize, why: String| SettingsError::Malformed {
+        path: path.to_owned(),
+        line: 1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count(),
+        why,
+    };
+    let toml: Toml = toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        malformed(at, error.message().trim().replace('\n', "; "))
+    })?;
+    for entry in &toml.exempt {
+        let is_tag = entry.get_ref().split_once('=').is_some_and(|(key, _)| !key.is_empty());
+        if !is_tag && entry.get_ref().parse::<InstanceId>().is_err() {
+            let why = format!("{:?} exempts nothing: give i-… or TAG=VALUE", entry.get_ref());
+            return Err(malformed(entry.span().start, why));
+        }
+    }
+    let severity = toml.severity.as_ref();
+    if let Some(severity) = severity.filter(|s| !(0.0..=10.0).contains(s.get_ref())) {
+        let why = "severity is from 0.0 to 10.0".to_owned();
+        return Err(malformed(severity.span().start, why));
+    }
+    if let Some(days) = toml.lock_days.as_ref().filter(|d| !(1..=36_500).contains(d.get_ref())) {
+        return Err(malformed(days.span().start, "lock_days is from 1 to 36500".to_owned()));
+    }
+    if let Some((at, why)) =
+        toml.bounds.as_ref().and_then(|b| Some((b.span().start, b.get_ref().fault()?)))
+    {
+        return Err(malformed(at, why));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is from 0 to 100"
+    )]
+    let severity_tenths = severity.map(|s| (s.get_ref() * 10.0).round() as u32);
+    Ok(File {
+        path: Some(path.to_owned()),
+        bucket: toml.bucket,
+        topic: toml.topic,
+        kms_key: toml.kms_key,
+        profile: toml.profile,
+        region: toml.region,
+        assume_role: toml.assume_role,
+        exempt: toml.exempt.into_iter().map(toml::Spanned::into_inner).collect(),
+        severity_tenths,
+        lock_days: toml.lock_days.map(toml::Spanned::into_inner),
+        image: toml.image,
+        nacl: toml.nacl,
+        bounds: toml.bounds.map(toml::Spanned::into_inner).unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_read() {
+        let text = r#"
+bucket = "evidence-123456789012"
+topic = "arn:aws:sns:us-east-1:123456789012:cleanroom"
+kms_key = "arn:aws:kms:us-east-1:123456789012:key/0123"
+exempt = ["i-0123456789abcdef0", "role=bastion"]
+severity = 7.0
+profile = "forensics"
+region = "eu-west-1"
+assume_role = "arn:aws:iam::111122223333:role/responder"
+lock_days = 30
+image = true
+nacl = false
+
+[bounds]
+guard = 2.5
+open = 1
+"#;
+        let file = parse(Path::new("cleanroom.toml"), text).expect("every line is a setting");
+        let bounds = file.bounds.bounds();
+        assert_eq!(
+            (bounds.guard, bounds.open),
+            (Duration::from_millis(2500), Duration::from_secs(1))
+        );
+        assert_eq!(bounds.custody, Bounds::default().custody);
+        assert_eq!(file.severity_tenths, Some(70));
+        assert_eq!(file.exempt, ["i-0123456789abcdef0", "role=bastion"]);
+        assert_eq!((file.lock_days, file.image, file.nacl), (Some(30), Some(true), Some(false)));
+    }
+
+    #[test]
+    fn what_is_no_setting_is_named_with_its_line() {
+        for (text, expected) in [
+            (
+                "region = \"eu-west-1\"\nbuckett = \"x\"\n",
+                "cleanroom.toml:2: unknown field `buckett`, expected one of ",
+            ),
+            ("\n\nimage = 1", "cleanroom.toml:3: invalid type: integer `1`, expected a boolean"),
+            ("bucket = \"a\"\nbucket = \"b\"", "cleanroom.toml:2: duplicate key"),
+            (
+                "exempt = [\n\"role=x\",\n\"bastion\"]",
+                "cleanroom.toml:3: \"bastion\" exempts nothing: give i-… or TAG=VALUE",
+            ),
+            ("severity = 11.0", "cleanroom.toml:1: severity is from 0.0 to 10.0"),
+            ("lock_days = 0", "cleanroom.toml:1: lock_days is from 1 to 36500"),
+            ("[bounds]\nopen = 60", "cleanroom.toml:1: open is more than 0 and at most 5 seconds"),
+            (
+                "[bounds]\ngoal = nan",
+                "cleanroom.toml:1: goal is more than 0 and at most 86400 seconds",
+            ),
+            ("[bounds]\nlunch = 60", "cleanroom.toml:2: unknown field `lunch`, expected one of "),
+        ] {
+            let error = parse(Path::new("cleanroom.toml"), text).expect_err(text).to_string();
+            assert!(error.starts_with(expected), "{text}: {error}");
+        }
+    }
+}
