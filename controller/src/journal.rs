@@ -10,9 +10,16 @@ mod ledger;
 mod spool;
 pub mod verify;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use cleanroom_cloud::{CloudError, ErrorKind, Put, Store};
+use cleanroom_cloud::{CloudError, Put, Store};
 use cleanroom_contract::{CaseId, Sha256, Timestamp};
 use sha2::Digest as _;
 use tokio::sync::Mutex;
@@ -76,11 +83,16 @@ struct Head {
     /// Whether the store refused an event of this run: then no later one waits for it.
     down: Option<String>,
     /// Events that the store has not taken.
-    late: Vec<CustodyEvent>,
+    late: VecDeque<CustodyEvent>,
     /// Nonces of the events in the ledger: a spooled event is met again when it is appended.
     taken: BTreeSet<String>,
-    events: u64,
+    /// Nonces of the events that were met in the store: an event whose answer was lost may be there although it was
+    /// spooled, and is not appended again.
+    stored: BTreeSet<String>,
 }
+
+/// Counts the events of this process: two logs of one run never give the same nonce.
+static EVENTS: AtomicU64 = AtomicU64::new(1);
 
 impl Head {
     fn take(&mut self, event: &CustodyEvent) {
@@ -124,25 +136,33 @@ impl Journal {
     /// events go to the spool.
     pub async fn open(store: Arc<dyn Store>, case: CaseId, writer: Writer, spool: Spool) -> Self {
         let journal = Self::new(store, case, writer, spool);
-        let loading = read(&*journal.store, &journal.case);
+        let loading = load(&*journal.store, &journal.case);
         let loaded = tokio::time::timeout(journal.writer.bound * 4, loading).await;
         let mut head = journal.head.lock().await;
         match loaded {
-            Ok(Ok(events)) => {
-                for (event, bytes) in events {
-                    absorb(&mut head, &event, &bytes);
+            Ok(Ok(objects)) => {
+                for object in objects {
+                    absorb(&mut head, &journal.case, &object);
                 }
             }
             Ok(Err(error)) => head.down = Some(error_chain(&error)),
             Err(_) => head.down = Some("the store did not answer in time".to_owned()),
         }
-        // What an earlier run could not write comes first.
-        for event in journal.spool.load(&journal.case) {
-            head.take(&event);
-            head.late.push(event);
-        }
+        journal.load_spool(&mut head);
         drop(head);
         journal
+    }
+
+    /// Takes what an earlier run could not write into account.
+    fn load_spool(&self, head: &mut Head) {
+        for event in self.spool.load(&self.case) {
+            if head.stored.contains(&event.nonce) {
+                self.spool.discard(&event);
+            } else {
+                head.take(&event);
+                head.late.push_back(event);
+            }
+        }
     }
 
     /// Now, by the writer's clock.
@@ -155,10 +175,7 @@ impl Journal {
     pub async fn down_from_start(self, why: String) -> Self {
         let mut head = self.head.lock().await;
         head.down = Some(why);
-        for event in self.spool.load(&self.case) {
-            head.take(&event);
-            head.late.push(event);
-        }
+        self.load_spool(&mut head);
         drop(head);
         self
     }
@@ -211,12 +228,12 @@ impl Journal {
         body: Body,
         moot: impl Fn(&Ledger) -> bool,
     ) {
-        head.events += 1;
+        let number = EVENTS.fetch_add(1, Ordering::Relaxed);
         let mut event = CustodyEvent {
             v: 1,
             seq: 0,
             previous: None,
-            nonce: format!("{}-{}", self.writer.nonce, head.events),
+            nonce: format!("{}-{number}", self.writer.nonce),
             case: self.case.clone(),
             at: self.writer.clock.now(),
             actor: self.writer.actor.clone(),
@@ -235,7 +252,7 @@ impl Journal {
         event.late = true;
         head.take(&event);
         self.spool.keep(&event);
-        head.late.push(event);
+        head.late.push_back(event);
     }
 
     /// Writes an event after whatever is there, however many others write too.
@@ -245,6 +262,9 @@ impl Journal {
         event: &mut CustodyEvent,
         moot: impl Fn(&Ledger) -> bool,
     ) -> Result<(), JournalError> {
+        if head.stored.contains(&event.nonce) {
+            return Ok(());
+        }
         let mut pause = Duration::from_millis(50);
         loop {
             match self.try_write(head, event).await {
@@ -267,13 +287,14 @@ impl Journal {
         event: &mut CustodyEvent,
     ) -> Result<Appended, JournalError> {
         let store_error = |source| JournalError::Store { case: self.case.clone(), source };
-        event.seq = head.seq + 1;
+        event.seq = head.seq.saturating_add(1);
         event.previous = head.digest;
         let key = event::key(&self.case, event.seq);
         let bytes = encode(event);
         let put = self.store.create(&key, bytes.clone()).await.map_err(store_error)?;
         if put == Put::Created {
-            absorb(head, event, &bytes);
+            let object = Stored { number: event.seq, event: Some(event.clone()), bytes };
+            absorb(head, &self.case, &object);
             return Ok(Appended::Written);
         }
         // Either a lost answer to a write of this event, or another writer.
@@ -282,41 +303,47 @@ impl Journal {
             key: key.clone(),
             why: "it exists and can not be read: it may have been deleted".to_owned(),
         })?;
-        let other = decode(&key, &there)?;
-        absorb(head, &other, &there);
-        Ok(if other.nonce == event.nonce { Appended::Written } else { Appended::Behind })
+        let object = Stored { number: event.seq, event: decode(&key, &there).ok(), bytes: there };
+        absorb(head, &self.case, &object);
+        let own = head.stored.contains(&event.nonce);
+        Ok(if own { Appended::Written } else { Appended::Behind })
     }
 
     /// Appends what could not be written before, in its order. Returns how many events still wait.
     pub async fn catch_up(&self) -> usize {
         let mut head = self.head.lock().await;
-        let mut waiting = std::mem::take(&mut head.late).into_iter();
-        let mut rest = Vec::new();
-        for mut event in waiting.by_ref() {
+        // An event leaves the queue once it is in the store: whoever calls may stop waiting at any moment.
+        while let Some(mut event) = head.late.front().cloned() {
             event.late = true;
             let write = self.write(&mut head, &mut event, |_| false);
-            let ended = tokio::time::timeout(self.writer.bound * 4, write).await;
-            if matches!(ended, Ok(Ok(()))) {
-                self.spool.discard(&event);
-            } else {
-                rest.push(event);
-                break;
+            if !matches!(tokio::time::timeout(self.writer.bound * 4, write).await, Ok(Ok(()))) {
+                return head.late.len();
             }
+            head.late.pop_front();
+            self.spool.discard(&event);
         }
-        rest.extend(waiting);
-        if rest.is_empty() {
-            head.down = None;
-        }
-        head.late = rest;
-        head.late.len()
+        head.down = None;
+        0
     }
 }
 
-/// Adds an event that is in the store to the head.
-fn absorb(head: &mut Head, event: &CustodyEvent, bytes: &[u8]) {
-    head.seq = event.seq;
-    head.digest = Some(digest(bytes));
-    head.take(event);
+/// An object of the log, as it is in the store.
+struct Stored {
+    number: u64,
+    /// None where it is no event.
+    event: Option<CustodyEvent>,
+    bytes: Vec<u8>,
+}
+
+/// Takes an object that is in the store for the end of the chain. What is no event of this place is passed over: it is named by
+/// [`verify`], and whoever put it there does not silence the log.
+fn absorb(head: &mut Head, case: &CaseId, object: &Stored) {
+    head.seq = object.number;
+    head.digest = Some(digest(&object.bytes));
+    if let Some(event) = object.event.as_ref().filter(|e| e.is_at(case, object.number)) {
+        head.stored.insert(event.nonce.clone());
+        head.take(event);
+    }
 }
 
 /// An event's bytes: compact JSON, its keys in the order of their declaration.
@@ -330,34 +357,45 @@ pub(crate) fn decode(key: &str, bytes: &[u8]) -> Result<CustodyEvent, JournalErr
         .map_err(|error| JournalError::Malformed { key: key.to_owned(), why: error.to_string() })
 }
 
-/// All events of a case with their bytes, in order.
+/// All events of a case with their bytes, in order. What else lies between them is left to [`verify`].
 ///
 /// # Errors
-/// When the store does not answer, or an object is no event.
+/// When the store does not answer.
 pub async fn read(
     store: &dyn Store,
     case: &CaseId,
 ) -> Result<Vec<(CustodyEvent, Vec<u8>)>, JournalError> {
+    let objects = load(store, case).await?;
+    Ok(objects
+        .into_iter()
+        .filter_map(|o| Some((o.event.filter(|e| e.is_at(case, o.number))?, o.bytes)))
+        .collect())
+}
+
+/// The log's objects in the order of their numbers.
+async fn load(store: &dyn Store, case: &CaseId) -> Result<Vec<Stored>, JournalError> {
     use futures_util::{StreamExt as _, stream};
     let store_error = |source| JournalError::Store { case: case.clone(), source };
     let keys = store.list(&event::prefix(case), false).await.map_err(store_error)?;
-    let gets: Vec<_> = keys
+    let mut numbers: Vec<_> = keys.iter().filter_map(|key| event::number(case, key)).collect();
+    numbers.sort_unstable();
+    let gets: Vec<_> = numbers
         .into_iter()
-        .map(|key| async move {
+        .map(|number| async move {
+            let key = event::key(case, number);
             let bytes = store.get(&key).await;
-            (key, bytes)
+            (number, key, bytes)
         })
         .collect();
     let answers: Vec<_> = stream::iter(gets).buffered(16).collect().await;
-    let mut events = Vec::with_capacity(answers.len());
-    for (key, bytes) in answers {
-        let bytes = bytes.map_err(store_error)?.ok_or_else(|| JournalError::Malformed {
-            key: key.clone(),
-            why: "it is listed and can not be read".to_owned(),
-        })?;
-        events.push((decode(&key, &bytes)?, bytes));
+    let mut objects = Vec::with_capacity(answers.len());
+    for (number, key, bytes) in answers {
+        // One that was hidden since it was listed is as good as never listed.
+        if let Some(bytes) = bytes.map_err(store_error)? {
+            objects.push(Stored { number, event: decode(&key, &bytes).ok(), bytes });
+        }
     }
-    Ok(events)
+    Ok(objects)
 }
 
 /// An error and its causes, on one line.
@@ -370,11 +408,6 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Whether an error means that there is no store to write to, as opposed to one that fails.
-pub(crate) fn is_missing(error: &CloudError) -> bool {
-    matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unsupported)
 }
 
 /// When an event happened, in seconds, for differences.

@@ -112,6 +112,23 @@ pub fn key(case: &CaseId, seq: u64) -> String {
     format!("{}{seq:06}.json", prefix(case))
 }
 
+impl CustodyEvent {
+    /// Whether it says itself that it is this event of this case.
+    #[must_use]
+    pub fn is_at(&self, case: &CaseId, number: u64) -> bool {
+        self.seq == number && self.case == *case
+    }
+}
+
+/// The number of the event that a key is for; none for a key of anything else.
+#[must_use]
+pub fn number(case: &CaseId, key: &str) -> Option<u64> {
+    let digits = key.strip_prefix(&prefix(case))?.strip_suffix(".json")?;
+    let number = digits.parse().ok()?;
+    // One number, one key: neither a sign nor more zeros.
+    (number > 0 && self::key(case, number) == key).then_some(number)
+}
+
 /// The prefix of a case's events.
 #[must_use]
 pub fn prefix(case: &CaseId) -> String {

@@ -34,9 +34,7 @@ impl Spool {
     /// Keeps an event.
     pub(super) fn keep(&self, event: &CustodyEvent) {
         let Some(folder) = self.case_folder(&event.case) else { return };
-        // The nonce is ours: hexadecimal digits and a counter.
-        let name = format!("{}.json", event.nonce);
-        let _ = store(&folder, &name, &super::encode(event));
+        let _ = store(&folder, &file_name(event), &super::encode(event));
     }
 
     /// Keeps an object of evidence that the store did not take, and says where.
@@ -52,6 +50,8 @@ impl Spool {
     pub fn objects(&self, case: &CaseId) -> Vec<(String, Vec<u8>)> {
         let Some(folder) = self.case_folder(case) else { return Vec::new() };
         let mut objects = files(&folder.join("record"));
+        // What an ended run had not renamed yet is no object.
+        objects.retain(|(name, _)| !name.starts_with('.'));
         objects.sort();
         objects
     }
@@ -68,7 +68,7 @@ impl Spool {
     /// Forgets an event that the store has taken.
     pub(super) fn discard(&self, event: &CustodyEvent) {
         if let Some(folder) = self.case_folder(&event.case) {
-            let _ = fs::remove_file(folder.join(format!("{}.json", event.nonce)));
+            let _ = fs::remove_file(folder.join(file_name(event)));
             let _ = fs::remove_dir(folder);
         }
     }
@@ -76,11 +76,12 @@ impl Spool {
     /// The events that wait, in the order in which they happened. What is no event of this case is left alone.
     pub(super) fn load(&self, case: &CaseId) -> Vec<CustodyEvent> {
         let Some(folder) = self.case_folder(case) else { return Vec::new() };
-        let mut events: Vec<CustodyEvent> = files(&folder)
-            .into_iter()
-            .filter_map(|(_, bytes)| serde_json::from_slice(&bytes).ok())
-            .filter(|event: &CustodyEvent| &event.case == case)
-            .collect();
+        let event = |(name, bytes): (String, Vec<u8>)| {
+            let event: CustodyEvent = serde_json::from_slice(&bytes).ok()?;
+            // Another name is that of a file that an ended run had not renamed yet.
+            (event.case == *case && name == file_name(&event)).then_some(event)
+        };
+        let mut events: Vec<_> = files(&folder).into_iter().filter_map(event).collect();
         let number = |event: &CustodyEvent| {
             event.nonce.rsplit('-').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
         };
@@ -98,6 +99,11 @@ impl Spool {
         cases.sort();
         cases
     }
+}
+
+/// The file of an event. A nonce is ours, hexadecimal digits and a counter; one that was read from a file is that file's name.
+fn file_name(event: &CustodyEvent) -> String {
+    format!("{}.json", event.nonce)
 }
 
 fn store(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
