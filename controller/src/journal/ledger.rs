@@ -76,10 +76,8 @@ impl Ledger {
                 }
                 self.recorded_at.get_or_insert(event.at);
                 self.missing.extend(missing.clone());
-                let keys = || exhibits.iter().map(|e| e.key.as_str());
-                self.missing.retain(|question, _| {
-                    !keys().any(|key| key.contains(&format!("/{question}-")))
-                });
+                self.missing
+                    .retain(|question, _| !exhibits.iter().any(|e| answers(&e.key, question)));
             }
             Body::Preserved { snapshots, .. } => {
                 self.preserved_at.get_or_insert(event.at);
@@ -104,5 +102,41 @@ impl Ledger {
             ledger.take(event);
         }
         ledger
+    }
+}
+
+/// Whether an object of the record answers a question. Its name is the question's and a number, and part of its digest where
+/// another object had that name; a question's name may be the beginning of another's.
+fn answers(key: &str, question: &str) -> bool {
+    let file = key.rsplit('/').next().unwrap_or(key);
+    let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+    let Some(rest) = stem.strip_prefix(question).and_then(|rest| rest.strip_prefix('-')) else {
+        return false;
+    };
+    let (number, digest) = rest.split_once('-').unwrap_or((rest, ""));
+    !number.is_empty()
+        && number.bytes().all(|b| b.is_ascii_digit())
+        && digest.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::answers;
+
+    #[test]
+    fn an_object_answers_the_question_of_its_name_and_no_other() {
+        for (file, question, expected) in [
+            ("instance-1.json", "instance", true),
+            ("instance-12-0123456789ab.json", "instance", true),
+            ("instance-status-1.json", "instance", false),
+            ("role-web-attached-policies-1.json", "role-web", false),
+            ("role-web-1.json", "role-web", true),
+            ("role-web.json", "role-web", false),
+            ("instance-type-m7i.large-1.json", "instance-type-m7i.large", true),
+            ("cloudtrail-pass-1-session-2.jsonl", "cloudtrail-pass-1-session", true),
+        ] {
+            let key = format!("cases/c-1/record/{file}");
+            assert_eq!(answers(&key, question), expected, "{file} for {question}");
+        }
     }
 }
