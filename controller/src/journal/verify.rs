@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cleanroom_cloud::{ObjectVersion, Store};
 use cleanroom_contract::CaseId;
+use futures_util::{StreamExt as _, stream};
 
 use super::{
     JournalError, decode, digest,
@@ -34,26 +35,43 @@ pub async fn verify(store: &dyn Store, case: &CaseId) -> Result<Verdict, Journal
     let store_error = |source| JournalError::Store { case: case.clone(), source };
     let prefix = format!("cases/{case}/");
     let versions = store.versions(&prefix).await.map_err(store_error)?;
+    let numbers: BTreeSet<_> =
+        versions.iter().filter_map(|v| event::number(case, &v.key)).collect();
     let mut objects = BTreeMap::new();
-    let custody = event::prefix(case);
-    let keys: BTreeSet<_> = versions.iter().map(|v| v.key.clone()).collect();
-    for key in keys.iter().filter(|k| k.starts_with(&custody)) {
-        if let Some(bytes) = store.get(key).await.map_err(store_error)? {
-            objects.insert(key.clone(), bytes);
+    let keys = numbers.iter().map(|number| event::key(case, *number)).collect();
+    for (number, (_, bytes)) in numbers.iter().zip(get_all(store, keys, |bytes| bytes).await) {
+        if let Some(bytes) = bytes.map_err(store_error)? {
+            objects.insert(*number, bytes);
         }
     }
     let (events, mut verdict) = judge(case, &versions, &objects);
-    for exhibit in events.iter().flat_map(exhibits) {
-        verdict.exhibits += 1;
-        match store.get(&exhibit.key).await.map_err(store_error)? {
-            None => verdict.faults.push(format!("{} is missing", exhibit.key)),
-            Some(bytes) if digest(&bytes) != exhibit.sha256 => {
-                verdict.faults.push(format!("{} is not what was recorded", exhibit.key));
+    let exhibits: Vec<_> = events.iter().flat_map(exhibits).collect();
+    verdict.exhibits = exhibits.len();
+    let keys = exhibits.iter().map(|exhibit| exhibit.key.clone()).collect();
+    for (exhibit, (key, found)) in exhibits.iter().zip(get_all(store, keys, |b| digest(&b)).await) {
+        match found.map_err(store_error)? {
+            None => verdict.faults.push(format!("{key} is missing")),
+            Some(found) if found != exhibit.sha256 => {
+                verdict.faults.push(format!("{key} is not what was recorded"));
             }
             Some(_) => {}
         }
     }
     Ok(verdict)
+}
+
+/// Reads objects, a few at a time, and keeps `of` each.
+async fn get_all<T>(
+    store: &dyn Store,
+    keys: Vec<String>,
+    of: fn(Vec<u8>) -> T,
+) -> Vec<(String, cleanroom_cloud::Result<Option<T>>)> {
+    let gets = keys.into_iter().map(|key| async move {
+        let found = store.get(&key).await.map(|bytes| bytes.map(of));
+        (key, found)
+    });
+    let gets: Vec<_> = gets.collect();
+    stream::iter(gets).buffered(8).collect().await
 }
 
 /// The objects that an event speaks of.
@@ -69,50 +87,40 @@ fn exhibits(event: &CustodyEvent) -> Vec<Exhibit> {
 fn judge(
     case: &CaseId,
     versions: &[ObjectVersion],
-    objects: &BTreeMap<String, Vec<u8>>,
+    objects: &BTreeMap<u64, Vec<u8>>,
 ) -> (Vec<CustodyEvent>, Verdict) {
-    let mut verdict = Verdict::default();
-    let mut seen = BTreeMap::<&str, usize>::new();
-    for version in versions {
-        if version.deleted {
-            verdict
-                .faults
-                .push(format!("{} was deleted (marker {})", version.key, version.version));
-        } else {
-            *seen.entry(version.key.as_str()).or_default() += 1;
-        }
-    }
-    for (key, count) in seen.iter().filter(|(_, count)| **count > 1) {
-        verdict.faults.push(format!("{key} has {count} versions: it was overwritten"));
-    }
+    let mut verdict = Verdict { faults: tampered(case, versions), ..Verdict::default() };
     let mut events: Vec<CustodyEvent> = Vec::new();
-    let mut previous = None;
     let mut nonces = BTreeSet::new();
-    for (number, (key, bytes)) in (1..).zip(objects) {
-        let expected = event::key(case, number);
-        if *key != expected {
-            verdict.faults.push(format!("{expected} is missing, or {key} does not belong here"));
+    // The number and the digest of the object before.
+    let mut before = (0, None);
+    for (&number, bytes) in objects {
+        let key = event::key(case, number);
+        let (last, previous) = std::mem::replace(&mut before, (number, Some(digest(bytes))));
+        let follows = number == last + 1;
+        if !follows {
+            verdict.faults.push(missing(case, last + 1, number - 1));
         }
-        let event = match decode(key, bytes) {
+        let event = match decode(&key, bytes) {
             Ok(event) => event,
             Err(error) => {
                 verdict.faults.push(error.to_string());
-                previous = Some(digest(bytes));
                 continue;
             }
         };
-        if event.seq != number || event.case != *case || event.v != 1 {
-            verdict
-                .faults
-                .push(format!("{key} says that it is event {} of {}", event.seq, event.case));
+        if !event.is_at(case, number) || event.v != 1 {
+            verdict.faults.push(format!(
+                "{key} says that it is event {} of {}, form {}",
+                event.seq, event.case, event.v
+            ));
         }
-        if event.previous != previous {
+        // What follows a gap can not be held against what is missing.
+        if follows && event.previous != previous {
             verdict.faults.push(format!("{key} does not follow the event before it"));
         }
         if !nonces.insert(event.nonce.clone()) {
             verdict.faults.push(format!("{key} repeats the nonce of an earlier event"));
         }
-        previous = Some(digest(bytes));
         verdict.late += usize::from(event.late);
         events.push(event);
     }
@@ -121,4 +129,36 @@ fn judge(
         verdict.faults.push(format!("there are no custody events of {case}"));
     }
     (events, verdict)
+}
+
+/// Events that are not there, although later ones are.
+fn missing(case: &CaseId, first: u64, last: u64) -> String {
+    let first_key = event::key(case, first);
+    if first == last {
+        format!("{first_key} is missing")
+    } else {
+        format!("{first_key} to {} are missing", event::key(case, last))
+    }
+}
+
+/// What versions alone tell: deletions, second versions, and objects that do not belong into the log.
+fn tampered(case: &CaseId, versions: &[ObjectVersion]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut seen = BTreeMap::<&str, usize>::new();
+    for version in versions {
+        if version.deleted {
+            faults.push(format!("{} was deleted (marker {})", version.key, version.version));
+        } else {
+            *seen.entry(version.key.as_str()).or_default() += 1;
+        }
+    }
+    for (key, count) in seen {
+        if count > 1 {
+            faults.push(format!("{key} has {count} versions: it was overwritten"));
+        }
+        if key.starts_with(&event::prefix(case)) && event::number(case, key).is_none() {
+            faults.push(format!("{key} does not belong into the custody log"));
+        }
+    }
+    faults
 }
