@@ -10,6 +10,11 @@ use cleanroom_cloud::{Caller, CloudError, ErrorKind, Instance, Put, Store};
 use cleanroom_contract::{CaseId, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::journal::{
+    self,
+    event::{self, Body},
+};
+
 /// What a claim holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
@@ -67,6 +72,16 @@ pub enum ClaimError {
         /// The case that was asked for.
         asked: CaseId,
     },
+    /// The name that was asked for is another case's: its log would be taken for this instance's.
+    #[error("{instance} can not have the case {asked}, {whose}: name another")]
+    Taken {
+        /// The instance.
+        instance: InstanceId,
+        /// The case that was asked for.
+        asked: CaseId,
+        /// Whose case it is.
+        whose: String,
+    },
 }
 
 /// Where an instance's claims are.
@@ -114,7 +129,7 @@ pub struct Claimer<'a> {
 /// Claims an instance, or joins its open case.
 ///
 /// # Errors
-/// When the store fails, or the open case is not the one that was asked for.
+/// When the store fails, the open case is not the one that was asked for, or the name that was asked for is another case's.
 pub async fn claim(
     store: &dyn Store,
     instance: &InstanceId,
@@ -122,13 +137,26 @@ pub async fn claim(
 ) -> Result<Claimed, ClaimError> {
     // The first case is the common one, and one call.
     let mut n = 1;
-    if claimer.tagged
-        && let Some((open, false)) = newest(store, instance, claimer.caller).await?
+    let mut name = claimer.case.or(claimer.weak);
+    if claimer.tagged || name.is_some() {
+        match newest(store, instance, claimer.caller).await? {
+            Some((open, false)) => return joined(open, instance, claimer),
+            Some((released, true)) => n = released.n + 1,
+            None => {}
+        }
+    }
+    if let Some(named) = name
+        && let Some(whose) = owner(store, instance, claimer, named, n).await?
     {
-        return joined(open, instance, claimer);
+        if let Some(asked) = claimer.case {
+            let (instance, asked) = (instance.clone(), asked.clone());
+            return Err(ClaimError::Taken { instance, asked, whose });
+        }
+        // Whoever may write tags could name an ended case of this instance.
+        name = None;
     }
     loop {
-        let claimed = try_claim(store, instance, claimer, n).await?;
+        let claimed = try_claim(store, instance, claimer, name, n).await?;
         if claimed.new {
             return Ok(claimed);
         }
@@ -139,6 +167,32 @@ pub async fn claim(
             None => return joined(claimed, instance, claimer),
         }
     }
+}
+
+/// Whose case a name is, where it can not be that of this instance's `n`-th case.
+async fn owner(
+    store: &dyn Store,
+    instance: &InstanceId,
+    claimer: &Claimer<'_>,
+    case: &CaseId,
+    n: u32,
+) -> Result<Option<String>, ClaimError> {
+    for earlier in 1..n {
+        let claim = read(store, &key(claimer.caller, instance, earlier)).await;
+        if claim.is_ok_and(|claim| claim.case == *case) {
+            return Ok(Some(format!("which is its case {earlier}, and was released")));
+        }
+    }
+    let first = event::key(case, 1);
+    let there = store.get(&first).await;
+    let there = there.map_err(|source| ClaimError::Store { instance: instance.clone(), source })?;
+    let event = there.and_then(|bytes| journal::decode(&first, &bytes).ok());
+    Ok(match event.map(|event| event.body) {
+        Some(Body::Opened { instance: other, .. }) if other != *instance => {
+            Some(format!("which is that of {other}"))
+        }
+        _ => None,
+    })
 }
 
 fn joined(
@@ -160,12 +214,13 @@ async fn try_claim(
     store: &dyn Store,
     instance: &InstanceId,
     claimer: &Claimer<'_>,
+    name: Option<&CaseId>,
     n: u32,
 ) -> Result<Claimed, ClaimError> {
     let store_error = |source| ClaimError::Store { instance: instance.clone(), source };
     let claim = Claim {
         v: 1,
-        case: claimer.case.or(claimer.weak).cloned().unwrap_or_else(|| default_case(instance, n)),
+        case: name.cloned().unwrap_or_else(|| default_case(instance, n)),
         instance: instance.clone(),
         nonce: claimer.nonce.to_owned(),
         actor: claimer.caller.arn.clone(),
@@ -207,7 +262,7 @@ impl ReadError {
 async fn read(store: &dyn Store, key: &str) -> Result<Claim, ReadError> {
     let malformed = |why: String| ReadError::Malformed { key: key.to_owned(), why };
     let bytes = store.get(key).await.map_err(ReadError::Store)?;
-    let bytes = bytes.ok_or_else(|| malformed("it exists and is empty".to_owned()))?;
+    let bytes = bytes.ok_or_else(|| malformed("it exists and can not be read".to_owned()))?;
     serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))
 }
 
