@@ -396,6 +396,8 @@ impl Case {
 pub struct History {
     /// Changes that were carried out.
     pub applied: Vec<Change>,
+    /// How many times a name was taken already.
+    pub conflicts: u32,
     /// Changes that were refused for good, and why.
     pub refused: Vec<(Change, String)>,
 }

@@ -57,12 +57,17 @@ pub struct Ended {
     pub reached: bool,
     /// Whether nothing was out of reach either.
     pub whole: bool,
+    /// When the last look ended: the read-back, where the goal is reached.
+    pub seen: Instant,
     /// What was carried out by this run.
     pub outcomes: Vec<Outcome>,
 }
 
 /// How many looks may find work to do that is refused or undone again and again.
 const MOST_ROUNDS: usize = 24;
+
+/// How many times a taken name may be met before it counts as a refusal.
+const MOST_CONFLICTS: u32 = 4;
 
 /// Works at a goal until a look finds nothing left to do, nothing more can be done, or its bound has passed.
 pub async fn ensure(case: &Case, goal: &dyn Goal, direction: Direction) -> Ended {
@@ -105,6 +110,7 @@ struct Work<'a> {
     ends: Instant,
     pause: Duration,
     whole: bool,
+    seen: Instant,
     /// Looks that still wait for something to show whose making was never confirmed.
     settle: u32,
 }
@@ -147,10 +153,11 @@ impl Work<'_> {
         let applying = changes.iter().map(|change| apply(self.case, change));
         let results = join_all(applying).await;
         let mut outcomes = Vec::with_capacity(changes.len());
-        let mut transient = false;
+        let (mut transient, mut conflict) = (false, false);
         for (change, result) in changes.into_iter().zip(results) {
             self.tell(&change, result.as_ref().err());
             transient |= result.as_ref().is_err_and(CloudError::is_transient);
+            conflict |= result.as_ref().is_err_and(|e| e.kind == ErrorKind::Conflict);
             if change.creates() && result.as_ref().is_err_and(CloudError::is_ambiguous) {
                 self.settle = 5;
             }
@@ -158,7 +165,7 @@ impl Work<'_> {
         }
         self.outcomes.extend(outcomes.iter().cloned());
         self.case.journal.append(step, Body::Done { goal: self.label(), outcomes }).await;
-        if transient {
+        if transient || conflict {
             self.rest().await?;
         } else {
             self.pause = Duration::from_millis(200);
@@ -194,6 +201,7 @@ impl Work<'_> {
         let mut rounds = 0;
         loop {
             let mut seen = self.look().await?;
+            self.seen = Instant::now();
             for note in std::mem::take(&mut seen.notes) {
                 self.case.note(note);
             }
@@ -268,8 +276,11 @@ fn outcome(
         }
         Err(error) => {
             let why = error.to_string();
-            // A taken name means that somebody else made it: the next look finds it.
-            if !error.is_transient() && error.kind != ErrorKind::Conflict {
+            // A taken name means that it was made, by somebody else or by a call whose answer was lost: a look finds it,
+            // and where none does, asking on and on helps nobody.
+            let taken = error.kind == ErrorKind::Conflict;
+            history.conflicts += u32::from(taken);
+            if !error.is_transient() && (!taken || history.conflicts > MOST_CONFLICTS) {
                 history.refused.push((change.clone(), why.clone()));
             }
             Outcome { change, made: None, error: Some(why) }
@@ -287,6 +298,7 @@ async fn work(case: &Case, goal: &dyn Goal, direction: Direction) -> Ended {
         ends: Instant::now() + case.bounds.goal,
         pause: Duration::from_millis(200),
         whole: true,
+        seen: Instant::now(),
         settle: 0,
     };
     let ended = work.run().await;
@@ -297,5 +309,10 @@ async fn work(case: &Case, goal: &dyn Goal, direction: Direction) -> Ended {
             advice: "run respond again once that is mended: it goes on where it was".to_owned(),
         });
     }
-    Ended { reached: ended.is_ok(), whole: ended.is_ok() && work.whole, outcomes: work.outcomes }
+    Ended {
+        reached: ended.is_ok(),
+        whole: ended.is_ok() && work.whole,
+        seen: work.seen,
+        outcomes: work.outcomes,
+    }
 }

@@ -357,7 +357,7 @@ async fn prepare(case: &Case) {
 async fn cut(case: &Case, run: &Run) -> Option<f64> {
     let addresses = spawn(case, &isolate::Addresses);
     let cut = ensure(case, &isolate::Cut, Direction::Respond).await;
-    let seconds = run.started.elapsed().as_secs_f64();
+    let seconds = cut.seen.duration_since(run.started).as_secs_f64();
     keep(case, addresses);
     if !cut.whole {
         return None;

@@ -229,9 +229,14 @@ impl Goal for Addresses {
         // Only the primary interface can be given an address on its own.
         if let Some(primary) = interfaces.iter().find(|i| i.index == 0) {
             let change = Change::SetAutoPublicAddress { interface: primary.id.clone(), on: false };
-            if history.refusal(|c| *c == change).is_none()
-                && inventory.auto_public_address(&primary.id).await?
-            {
+            let on = match inventory.auto_public_address(&primary.id).await {
+                // Where it can not be read, it is switched off once for the case.
+                Err(error) if !error.is_transient() => {
+                    !scene.done.contains(&change) && !history.applied.contains(&change)
+                }
+                on => on?,
+            };
+            if on {
                 seen.now.push(change);
             }
         }

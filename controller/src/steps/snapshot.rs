@@ -52,7 +52,10 @@ pub fn judge(snapshots: &[Snapshot], volumes: &BTreeSet<VolumeId>, apart: bool) 
             }
             continue;
         }
-        calls.entry(snapshot.tags.get(SET).map_or("", String::as_str)).or_default().push(snapshot);
+        // A snapshot that somebody else takes may copy the case's tag from its volume: one of ours names its call.
+        if let Some(call) = snapshot.tags.get(SET) {
+            calls.entry(call.as_str()).or_default().push(snapshot);
+        }
     }
     sets.calls = calls.len();
     let complete = |set: &Vec<&Snapshot>| {

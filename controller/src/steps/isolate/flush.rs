@@ -143,8 +143,7 @@ async fn attempt(case: &Case) -> std::result::Result<(), String> {
     if let Some(public) = due.iter().flat_map(|i| &i.public).next() {
         return Err(format!("the public address {} is still there", public.public));
     }
-    let open = open.ok_or("the group that allows everything could not be made")?
-        .id;
+    let open = open.ok_or("the group that allows everything could not be made")?.id;
     let names: Vec<_> = due.iter().map(|i| i.id.to_string()).collect();
     let changes = due.iter().flat_map(|i| pair(&i.id, &open, &forensic)).collect();
     let goal = "isolate:flush".to_owned();
