@@ -9,6 +9,7 @@ from moto.ec2.models.elastic_network_interfaces import NetworkInterface, Network
 from moto.ec2.models.instances import Instance, InstanceBackend
 from moto.ec2.responses.elastic_network_interfaces import ElasticNetworkInterfaces
 from moto.ec2.responses.instances import InstanceResponse
+from moto.iam.access_control import IAMPolicyStatement, PermissionResult
 
 
 def apply():
@@ -17,6 +18,7 @@ def apply():
     public_addresses_can_be_given_up()
     shutdown_behaviour_is_kept()
     metadata_options_are_changed_one_by_one()
+    connections_count_as_encrypted()
 
 
 def groups_belong_to_interfaces():
@@ -118,3 +120,18 @@ def metadata_options_are_changed_one_by_one():
         return original(self, instance_id, **changes)
 
     InstanceBackend.modify_instance_metadata_options = modify
+
+
+def connections_count_as_encrypted():
+    """moto applies a bucket policy's denials whatever their conditions, so that a bucket that
+    denies plain HTTP refuses every object. Here all connections count as TLS: a statement on
+    plain HTTP speaks of none of them."""
+    original = IAMPolicyStatement.is_action_permitted
+    plain = {"Bool": {"aws:SecureTransport": "false"}}
+
+    def is_action_permitted(self, *arguments, **named):
+        if self._statement.get("Condition") == plain:
+            return PermissionResult.NEUTRAL
+        return original(self, *arguments, **named)
+
+    IAMPolicyStatement.is_action_permitted = is_action_permitted
