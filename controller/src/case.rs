@@ -160,7 +160,7 @@ impl Default for Bounds {
             call: Duration::from_secs(20),
             goal: Duration::from_secs(180),
             address_settle: Duration::from_secs(3),
-            open: Duration::from_millis(250),
+            open: Duration::from_millis(200),
             poll: Duration::from_secs(5),
         }
     }
@@ -189,7 +189,7 @@ impl Shared {
     pub fn new() -> Self {
         Self {
             target_groups: OnceCell::new(),
-            open: Semaphore::new(3),
+            open: Semaphore::new(8),
             units: std::sync::Mutex::default(),
             prepared: Mutex::default(),
             roles: Mutex::default(),

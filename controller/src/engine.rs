@@ -164,7 +164,8 @@ impl Work<'_> {
             outcomes.push(outcome(change, result, &mut self.history));
         }
         self.outcomes.extend(outcomes.iter().cloned());
-        self.case.journal.append(step, Body::Done { goal: self.label(), outcomes }).await;
+        // Nothing waits for the result to be in the log: the next look tells what the world is like.
+        self.case.journal.note(step, Body::Done { goal: self.label(), outcomes });
         if transient || conflict {
             self.rest().await?;
         } else {
@@ -242,7 +243,7 @@ impl Work<'_> {
         }
         if !self.outcomes.is_empty() {
             let body = Body::Reached { goal: self.label() };
-            self.case.journal.append(Some(self.goal.step()), body).await;
+            self.case.journal.note(Some(self.goal.step()), body);
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ pub use self::report::Report;
 use crate::{
     case::{Case, Goal, Run, Scene, Shortfall, Step, lock},
     claim::{self, ClaimError, Claimer},
-    engine::{Direction, Ended, ensure},
+    engine::{Direction, Ended, again, ensure},
     journal::{Journal, Ledger, Spool, Writer, error_chain, event::Body},
     original::{self, Known, Original},
     progress::Event,
@@ -124,17 +124,11 @@ impl Opening {
 async fn open(run: &Run, request: &Request) -> Result<(Case, Ledger, Opening), FlowError> {
     let instance = &request.instance;
     let inventory = &*run.cloud.inventory;
-    // Findings are worth a second, and no more: a person's word is enough.
-    let findings = timeout(Duration::from_secs(1), inventory.findings(&instance.id));
-    let bound = run.bounds.original;
-    let reading = original::read(inventory, instance.clone(), &run.shared, bound);
-    verify::decide(instance, &run.caller, &run.policy, request.reason.as_deref(), &[])?;
-    let forensic = forensic_groups(run, instance);
-    let (findings, mut fresh, forensic, claimed) =
-        tokio::join!(findings, reading, forensic, claim(run, request));
-    let findings = findings.ok().and_then(Result::ok).unwrap_or_default();
     let reason = request.reason.as_deref();
-    let grounds = verify::decide(instance, &run.caller, &run.policy, reason, &findings)?;
+    let grounds = verify::decide(instance, &run.caller, &run.policy, reason)?;
+    let reading = original::read(inventory, instance.clone(), &run.shared, run.bounds.original);
+    let (mut fresh, forensic, claimed) =
+        tokio::join!(reading, forensic_groups(run, instance), claim(run, request));
     fresh.exclude(&forensic);
     let (journal, how) = claimed?;
     let body = Body::Opened {
@@ -146,7 +140,7 @@ async fn open(run: &Run, request: &Request) -> Result<(Case, Ledger, Opening), F
     let before = journal.ledger().await;
     let ledger = journal.open_case(body).await;
     if run.policy.require_custody
-        && let Some(why) = journal.down().await
+        && let Some(why) = journal.down()
     {
         return Err(FlowError::Custody { case: journal.case().clone(), why });
     }
@@ -304,7 +298,7 @@ async fn contain(case: &Case, run: &Run) -> Option<f64> {
     };
     // Where the log can not be written, what release needs must be somewhere else before it is lost.
     let tags = async {
-        if isolates && case.journal.down().await.is_some() {
+        if isolates && case.journal.down().is_some() {
             let goals: [&dyn Goal; 2] = [&tag::Groups, &tag::Labels];
             join_all(goals.map(|goal| ensure(case, goal, Direction::Respond))).await;
         }
@@ -388,6 +382,8 @@ async fn finish(
             notify::publish(case, milestone, &lines(case)).await;
         }
     };
+    // A person's word was enough to begin: what services say is added to it.
+    let hearing = when(case, Step::Verify, hear(case));
     let flushing = when(case, Step::Isolate, async {
         drop_tracked(case, opening).await;
         ensure(case, &isolate::Acl, Direction::Respond).await;
@@ -397,6 +393,7 @@ async fn finish(
     let labels = when(case, Step::Tag, ensure(case, &tag::Labels, Direction::Respond));
     let recording = when(case, Step::Record, record::run(case));
     let (.., preserved) = tokio::join!(
+        hearing,
         telling,
         flushing,
         balancers,
@@ -412,6 +409,23 @@ async fn finish(
     }
     end(case).await;
     preserved
+}
+
+/// Logs what GuardDuty says against the instance, where it says something that is not in the log yet.
+async fn hear(case: &Case) {
+    let findings =
+        again(case.bounds.original, || case.scene.inventory.findings(&case.scene.instance));
+    match findings.await {
+        Err(why) => case.note(format!("GuardDuty's findings could not be read: {why}")),
+        Ok(findings) => {
+            let known = case.journal.ledger().await.grounds;
+            let speaking = verify::speaking(&findings, &case.scene.policy);
+            let grounds: Vec<_> = speaking.into_iter().filter(|g| !known.contains(g)).collect();
+            if !grounds.is_empty() {
+                case.journal.append(Some(Step::Verify), Body::Grounds { grounds }).await;
+            }
+        }
+    }
 }
 
 /// Does something where its step is to be done.
@@ -487,7 +501,7 @@ async fn end(case: &Case) {
         case.note("its instance store volumes die with it and can not be snapshotted".to_owned());
     }
     case.note("memory was not taken".to_owned());
-    if let Some(why) = case.journal.down().await {
+    if let Some(why) = case.journal.down() {
         case.short(Shortfall {
             step: Step::Record,
             what: format!("the custody log could not be written when things happened: {why}"),

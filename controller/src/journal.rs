@@ -24,9 +24,9 @@ use cleanroom_contract::{CaseId, Sha256, Timestamp};
 use sha2::Digest as _;
 use tokio::sync::Mutex;
 
-use self::event::{Body, CustodyEvent};
+use self::event::{Body, CustodyEvent, Entry};
 pub use self::{ledger::Ledger, spool::Spool};
-use crate::case::{Clock, Step};
+use crate::case::{Clock, Step, lock};
 
 /// A log that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -80,8 +80,6 @@ struct Head {
     seq: u64,
     digest: Option<Sha256>,
     ledger: Ledger,
-    /// Whether the store refused an event of this run: then no later one waits for it.
-    down: Option<String>,
     /// Events that the store has not taken.
     late: VecDeque<CustodyEvent>,
     /// Nonces of the events in the ledger: a spooled event is met again when it is appended.
@@ -109,7 +107,14 @@ pub struct Journal {
     writer: Writer,
     spool: Spool,
     head: Mutex<Head>,
+    /// Why the store refused an event of this run, where it did: then no later one waits for it.
+    down: std::sync::Mutex<Option<String>>,
+    /// Entries that wait for the next object: who writes takes all of them.
+    queue: std::sync::Mutex<Vec<Entry>>,
 }
+
+/// How many entries one object holds at most.
+const MOST_ENTRIES: usize = 32;
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -129,7 +134,15 @@ impl Journal {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, case: CaseId, writer: Writer, spool: Spool) -> Self {
         let head = Mutex::new(Head::default());
-        Self { store, case, writer, spool, head }
+        Self {
+            store,
+            case,
+            writer,
+            spool,
+            head,
+            down: std::sync::Mutex::default(),
+            queue: std::sync::Mutex::default(),
+        }
     }
 
     /// A log that others may have written to: reads all of it. Where the store does not answer, the log begins as down:
@@ -145,8 +158,10 @@ impl Journal {
                     absorb(&mut head, &journal.case, &object);
                 }
             }
-            Ok(Err(error)) => head.down = Some(error_chain(&error)),
-            Err(_) => head.down = Some("the store did not answer in time".to_owned()),
+            Ok(Err(error)) => *lock(&journal.down) = Some(error_chain(&error)),
+            Err(_) => {
+                *lock(&journal.down) = Some("the store did not answer in time".to_owned());
+            }
         }
         journal.load_spool(&mut head);
         drop(head);
@@ -174,7 +189,7 @@ impl Journal {
     /// A log that can not be written: events go to the spool.
     pub async fn down_from_start(self, why: String) -> Self {
         let mut head = self.head.lock().await;
-        head.down = Some(why);
+        *lock(&self.down) = Some(why);
         self.load_spool(&mut head);
         drop(head);
         self
@@ -194,12 +209,13 @@ impl Journal {
 
     /// What the events come to so far.
     pub async fn ledger(&self) -> Ledger {
+        self.drain().await;
         self.head.lock().await.ledger.clone()
     }
 
     /// Why the log could not be written, where it could not.
-    pub async fn down(&self) -> Option<String> {
-        self.head.lock().await.down.clone()
+    pub fn down(&self) -> Option<String> {
+        lock(&self.down).clone()
     }
 
     /// Records the instance's original state, unless somebody else has: then theirs holds and is what comes
@@ -207,24 +223,55 @@ impl Journal {
     pub async fn open_case(&self, body: Body) -> Ledger {
         let mut head = self.head.lock().await;
         if head.ledger.original.is_none() {
-            self.append_locked(&mut head, Some(Step::Verify), body, |ledger| {
-                ledger.original.is_some()
-            })
-            .await;
+            let about = (self.writer.clock.now(), Some(Step::Verify));
+            self.append_locked(&mut head, about, body, |ledger| ledger.original.is_some()).await;
         }
         head.ledger.clone()
     }
 
-    /// Appends an event. What the store does not take in time is spooled.
+    /// Appends an entry and waits until it is in the log. What the store does not take in time is spooled.
     pub async fn append(&self, step: Option<Step>, body: Body) {
+        self.put_in_queue(step, body);
+        self.drain().await;
+    }
+
+    /// Appends an entry without waiting: it is written with the next one, or by a task of its own.
+    pub fn note(self: &Arc<Self>, step: Option<Step>, body: Body) {
+        self.put_in_queue(step, body);
+        let journal = self.clone();
+        tokio::spawn(async move { journal.drain().await });
+    }
+
+    fn put_in_queue(&self, step: Option<Step>, body: Body) {
+        lock(&self.queue).push(Entry { at: self.writer.clock.now(), step, body });
+    }
+
+    /// Writes what waits. Goals that are worked at side by side append at the same time: their entries share an object, so
+    /// that none waits for more than the object on its way and its own.
+    async fn drain(&self) {
         let mut head = self.head.lock().await;
-        self.append_locked(&mut head, step, body, |_| false).await;
+        loop {
+            let mut entries = {
+                let mut queue = lock(&self.queue);
+                let count = queue.len().min(MOST_ENTRIES);
+                queue.drain(..count).collect::<Vec<_>>()
+            };
+            let (at, step, body) = match entries.len() {
+                0 => return,
+                1 => {
+                    let entry = entries.swap_remove(0);
+                    (entry.at, entry.step, entry.body)
+                }
+                _ => (entries[0].at, None, Body::Several { entries }),
+            };
+            self.append_locked(&mut head, (at, step), body, |_| false).await;
+        }
     }
 
     async fn append_locked(
         &self,
         head: &mut Head,
-        step: Option<Step>,
+        (at, step): (Timestamp, Option<Step>),
         body: Body,
         moot: impl Fn(&Ledger) -> bool,
     ) {
@@ -235,18 +282,20 @@ impl Journal {
             previous: None,
             nonce: format!("{}-{number}", self.writer.nonce),
             case: self.case.clone(),
-            at: self.writer.clock.now(),
+            at,
             actor: self.writer.actor.clone(),
             step,
             late: false,
             body,
         };
-        if head.down.is_none() {
+        if lock(&self.down).is_none() {
             let write = self.write(head, &mut event, &moot);
             match tokio::time::timeout(self.writer.bound, write).await {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => head.down = Some(error_chain(&error)),
-                Err(_) => head.down = Some("the store did not answer in time".to_owned()),
+                Ok(Err(error)) => *lock(&self.down) = Some(error_chain(&error)),
+                Err(_) => {
+                    *lock(&self.down) = Some("the store did not answer in time".to_owned());
+                }
             }
         }
         event.late = true;
@@ -311,6 +360,7 @@ impl Journal {
 
     /// Appends what could not be written before, in its order. Returns how many events still wait.
     pub async fn catch_up(&self) -> usize {
+        self.drain().await;
         let mut head = self.head.lock().await;
         // An event leaves the queue once it is in the store: whoever calls may stop waiting at any moment.
         while let Some(mut event) = head.late.front().cloned() {
@@ -322,7 +372,7 @@ impl Journal {
             head.late.pop_front();
             self.spool.discard(&event);
         }
-        head.down = None;
+        *lock(&self.down) = None;
         0
     }
 }

@@ -55,7 +55,8 @@ pub struct Plan {
 pub async fn plan(run: &Run, instance: &Instance, reason: Option<&str>) -> Result<Plan, FlowError> {
     let inventory = &*run.cloud.inventory;
     let findings = inventory.findings(&instance.id).await.unwrap_or_default();
-    let grounds = verify::decide(instance, &run.caller, &run.policy, reason, &findings)?;
+    let mut grounds = verify::decide(instance, &run.caller, &run.policy, reason)?;
+    grounds.0.extend(verify::speaking(&findings, &run.policy));
     let (case, ledger, notes) = known(run, instance).await;
     let joins = ledger.original.is_some();
     let original = match ledger.original.clone() {

@@ -53,6 +53,8 @@ pub enum Body {
         grounds: Vec<String>,
         original: Box<Original>,
     },
+    /// What else speaks for a compromise, told by services that isolation did not wait for.
+    Grounds { grounds: Vec<String> },
     /// What is about to be done.
     Intent { goal: String, changes: Vec<Change> },
     /// What became of it.
@@ -75,8 +77,22 @@ pub enum Body {
     Released { reason: Option<String>, forced: bool },
     /// The case ends.
     Closed { record: Exhibit },
+    /// Entries that were appended at the same time, by goals that are worked at side by side. Never nested.
+    Several { entries: Vec<Entry> },
     /// A person's word about something outside the steps: `revoke --principal`, `recover`.
     Acted { what: String, outcomes: Vec<Outcome> },
+}
+
+/// One of several entries in one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When it happened, by the writer's clock.
+    pub at: Timestamp,
+    /// The step.
+    pub step: Option<Step>,
+    /// What happened.
+    #[serde(flatten)]
+    pub body: Body,
 }
 
 /// One object of the custody log.
@@ -104,6 +120,17 @@ pub struct CustodyEvent {
     /// What happened.
     #[serde(flatten)]
     pub body: Body,
+}
+
+impl CustodyEvent {
+    /// What happened, one by one: several entries may share an object.
+    pub fn entries(&self) -> impl Iterator<Item = (Timestamp, Option<Step>, &Body)> {
+        let (one, several) = match &self.body {
+            Body::Several { entries } => (None, entries.as_slice()),
+            body => (Some((self.at, self.step, body)), [].as_slice()),
+        };
+        one.into_iter().chain(several.iter().map(|entry| (entry.at, entry.step, &entry.body)))
+    }
 }
 
 /// The key of a case's event.

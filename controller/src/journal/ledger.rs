@@ -51,22 +51,34 @@ pub struct Ledger {
 impl Ledger {
     /// Takes one more event into account.
     pub fn take(&mut self, event: &CustodyEvent) {
-        match &event.body {
+        for (at, _, body) in event.entries() {
+            self.take_entry(at, body);
+        }
+    }
+
+    fn take_entry(&mut self, at: Timestamp, body: &Body) {
+        match body {
             Body::Opened { original, grounds, reason, .. } => {
                 // A second one comes from a writer that had not seen the first.
                 if self.original.is_none() {
                     self.original = Some((**original).clone());
-                    self.opened_at = Some(event.at);
+                    self.opened_at = Some(at);
                     self.grounds.clone_from(grounds);
                     self.reason.clone_from(reason);
                 }
             }
-            Body::Intent { .. } => {}
+            Body::Grounds { grounds } => {
+                let new = grounds.iter().filter(|g| !self.grounds.contains(g)).cloned();
+                let new: Vec<_> = new.collect();
+                self.grounds.extend(new);
+            }
+            // Entries are never nested.
+            Body::Intent { .. } | Body::Several { .. } => {}
             Body::Done { outcomes, .. } | Body::Acted { outcomes, .. } => {
                 self.outcomes.extend(outcomes.iter().cloned());
             }
             Body::Reached { goal } => {
-                self.reached.entry(goal.clone()).or_insert(event.at);
+                self.reached.entry(goal.clone()).or_insert(at);
             }
             Body::Flushed { interfaces } => self.flushed.extend(interfaces.iter().cloned()),
             Body::Recorded { exhibits, missing, survivors } => {
@@ -74,24 +86,24 @@ impl Ledger {
                 for exhibit in exhibits {
                     self.exhibits.insert(exhibit.key.clone(), exhibit.clone());
                 }
-                self.recorded_at.get_or_insert(event.at);
+                self.recorded_at.get_or_insert(at);
                 self.missing.extend(missing.clone());
                 self.missing
                     .retain(|question, _| !exhibits.iter().any(|e| answers(&e.key, question)));
             }
             Body::Preserved { snapshots, .. } => {
-                self.preserved_at.get_or_insert(event.at);
+                self.preserved_at.get_or_insert(at);
                 self.snapshots.clone_from(snapshots);
             }
             Body::Contained { .. } => {
-                self.contained_at.get_or_insert(event.at);
+                self.contained_at.get_or_insert(at);
             }
             Body::Notified { milestone, .. } => {
                 self.notified.insert(milestone.clone());
             }
             Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),
-            Body::Released { .. } => self.released_at = Some(event.at),
-            Body::Closed { .. } => self.closed_at = Some(event.at),
+            Body::Released { .. } => self.released_at = Some(at),
+            Body::Closed { .. } => self.closed_at = Some(at),
         }
     }
 

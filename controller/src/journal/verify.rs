@@ -76,11 +76,12 @@ async fn get_all<T>(
 
 /// The objects that an event speaks of.
 fn exhibits(event: &CustodyEvent) -> Vec<Exhibit> {
-    match &event.body {
+    let of = |body: &Body| match body {
         Body::Recorded { exhibits, .. } => exhibits.clone(),
         Body::Closed { record } => vec![record.clone()],
         _ => Vec::new(),
-    }
+    };
+    event.entries().flat_map(|(_, _, body)| of(body)).collect()
 }
 
 /// Judges versions, numbering, nonces and the chain.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use cleanroom_cloud::{Answer, CloudError, EventQuery, Put, Question};
 use cleanroom_contract::InstanceId;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::join_all, stream};
 
 use super::revoke::not_cut::{Survivor, survivors};
 use crate::{
@@ -137,25 +137,31 @@ pub async fn run(case: &Case) {
     let due: Vec<_> =
         questions(&case.scene.original).into_iter().filter(|q| !answered(q)).collect();
     // A question that was refused before is asked once a run: permissions may have been mended.
-    let asking = due.into_iter().map(|question| async move {
-        let answers = ask(case, &question).await;
-        (question, answers)
-    });
-    let asking: Vec<_> = asking.collect();
-    let answers: Vec<_> = stream::iter(asking).buffer_unordered(8).collect().await;
+    let asking: Vec<_> = due
+        .into_iter()
+        .map(|question| async move {
+            let name = question.file_name();
+            let answers = match ask(case, &question).await {
+                Ok(answers) => answers,
+                Err(error) => return (name, Err(error.to_string())),
+            };
+            let keeping = (1..).zip(answers).map(|(n, answer)| {
+                let name = format!("{name}-{n}");
+                async move { keep(case, &name, answer).await }
+            });
+            let kept = join_all(keeping).await;
+            (name, Ok(kept))
+        })
+        .collect();
+    let answers: Vec<_> = stream::iter(asking).buffer_unordered(12).collect().await;
     let mut exhibits = Vec::new();
     let mut missing = BTreeMap::new();
     for (question, answers) in answers {
         match answers {
             Err(error) => {
-                missing.insert(question.file_name(), error.to_string());
+                missing.insert(question, error);
             }
-            Ok(answers) => {
-                for (n, answer) in (1..).zip(answers) {
-                    let name = format!("{}-{n}", question.file_name());
-                    exhibits.extend(keep(case, &name, answer).await);
-                }
-            }
+            Ok(kept) => exhibits.extend(kept.into_iter().flatten()),
         }
     }
     let new = missing.iter().any(|(question, why)| ledger.missing.get(question) != Some(why));
@@ -218,7 +224,7 @@ async fn keep(case: &Case, name: &str, answer: Answer) -> Option<Exhibit> {
 
 /// Creates an object of the record. `Ok(false)` where another one has its name.
 async fn create(case: &Case, file: &str, bytes: &[u8]) -> cleanroom_cloud::Result<bool> {
-    if case.journal.down().await.is_some() {
+    if case.journal.down().is_some() {
         return Err(CloudError {
             operation: "s3:PutObject".to_owned(),
             resource: file.to_owned(),

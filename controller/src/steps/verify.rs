@@ -37,7 +37,7 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Grounds(pub Vec<String>);
 
-/// Decides. `reason` is a person's word, which suffices; findings and tags are collected beside it.
+/// Decides. `reason` is a person's word, which suffices; what else speaks for it is collected beside it.
 ///
 /// # Errors
 /// When the instance is not to be contained.
@@ -46,7 +46,6 @@ pub fn decide(
     caller: &Caller,
     policy: &Policy,
     reason: Option<&str>,
-    findings: &[AlertFinding],
 ) -> Result<Grounds, Refusal> {
     if instance.account != caller.account {
         return Err(Refusal::OtherAccount {
@@ -62,12 +61,6 @@ pub fn decide(
         Some(reason) => format!("{} says: {reason}", caller.arn),
         None => format!("{} asked for it, and gave no reason", caller.arn),
     }];
-    let severe = findings.iter().filter(|f| f.severity_tenths >= policy.severity_tenths);
-    grounds.extend(severe.map(|finding| {
-        let part = if finding.actor { "actor" } else { "target" };
-        let (whole, tenth) = (finding.severity_tenths / 10, finding.severity_tenths % 10);
-        format!("GuardDuty {} {whole}.{tenth}, as its {part}: {}", finding.kind, finding.title)
-    }));
     if instance.tags.contains_key("cleanroom:compromised") {
         grounds.push("its tag cleanroom:compromised, which is a hint only".to_owned());
     }
@@ -75,6 +68,18 @@ pub fn decide(
         grounds.push("it is ending: only what survives it can be preserved".to_owned());
     }
     Ok(Grounds(grounds))
+}
+
+/// The findings that speak for a compromise: those at or above the severity that is set.
+#[must_use]
+pub fn speaking(findings: &[AlertFinding], policy: &Policy) -> Vec<String> {
+    let severe = findings.iter().filter(|f| f.severity_tenths >= policy.severity_tenths);
+    let tell = |finding: &AlertFinding| {
+        let part = if finding.actor { "actor" } else { "target" };
+        let (whole, tenth) = (finding.severity_tenths / 10, finding.severity_tenths % 10);
+        format!("GuardDuty {} {whole}.{tenth}, as its {part}: {}", finding.kind, finding.title)
+    };
+    severe.map(tell).collect()
 }
 
 /// The entry of the settings that exempts the instance: its id, or `key=value` of a tag. A tag by itself exempts
