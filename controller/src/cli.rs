@@ -156,7 +156,7 @@ pub(crate) struct Targets {
     pub file: Option<PathBuf>,
 
     /// Go on without the lines of --file that name no instance.
-    #[arg(long, requires = "file")]
+    #[arg(long)]
     pub skip_bad: bool,
 
     /// A person's reason, for the custody log.
@@ -350,7 +350,6 @@ mod tests {
         for line in [
             "respond",
             "respond i-0123456789abcdef0 --file ids.txt",
-            "respond i-0123456789abcdef0 --skip-bad",
             "respond i-0123456789abcdef0 --concurrency 0",
             "respond i-0123456789abcdef0 --concurrency 201",
             "respond i-0123456789abcdef0 --lock 0",

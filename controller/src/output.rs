@@ -12,7 +12,6 @@ use std::fmt::Write as _;
 
 use cleanroom_contract::{Timestamp, printable};
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 pub(crate) use self::{
     account::preflight,
@@ -21,32 +20,22 @@ pub(crate) use self::{
     report::{Next, not_cut, report},
 };
 
-/// A record: its type, and the fields of a value.
-pub(crate) fn record(kind: &str, value: &impl Serialize) -> Map<String, Value> {
-    let mut record = Map::new();
-    record.insert("type".to_owned(), kind.into());
-    match serde_json::to_value(value) {
-        Ok(Value::Object(fields)) => record.extend(fields),
-        Ok(other) => drop(record.insert("value".to_owned(), other)),
-        Err(error) => drop(record.insert("error".to_owned(), error.to_string().into())),
+/// A line of JSON: the record's type first, then the fields of a value.
+pub(crate) fn record(kind: &str, value: &impl Serialize) -> String {
+    #[derive(Serialize)]
+    struct Record<'a, T> {
+        r#type: &'a str,
+        #[serde(flatten)]
+        value: &'a T,
     }
-    record
-}
-
-/// A record as its line.
-pub(crate) fn json_line(record: Map<String, Value>) -> String {
-    format!("{}\n", Value::Object(record))
+    let line = serde_json::to_string(&Record { r#type: kind, value });
+    // Only a map with keys that are no text can not be JSON, and there is none.
+    line.map_or_else(|_| String::new(), |line| format!("{line}\n"))
 }
 
 /// A time to the second.
 pub(crate) fn time(at: Timestamp) -> String {
     Timestamp { nanos: 0, ..at }.to_string().replace(".000000000", "")
-}
-
-/// Something said of instances or cases that could not be worked on, as a line of JSON.
-pub(crate) fn error_line(about: &str, name: &str, error: &str) -> String {
-    let fields = serde_json::json!({ about: name, "error": error });
-    json_line(record("error", &fields))
 }
 
 /// A table whose columns are as wide as what is in them; the last one is wrapped to the terminal.
@@ -153,14 +142,14 @@ mod tests {
     #[test]
     fn the_last_column_is_wrapped_under_itself() {
         let mut table = Table::new(&["step", "what"]);
-        table.row(vec![plain("isolate"), plain("set security groups sg-0123 on eni-0123\u{1b}")]);
+        table.row(vec![plain("isolate"), plain("set security groups sg-0123 on eni-01234\u{1b}")]);
         table.row(vec![plain("tag"), plain("")]);
         let shown = table.show(Palette::default(), 34);
         let expected = "\
 step     what
 isolate  set security groups
          sg-0123 on
-         eni-0123\\u{1b}
+         eni-01234\\u{1b}
 tag
 ";
         assert_eq!(shown, expected);
@@ -170,11 +159,7 @@ tag
     #[test]
     fn a_record_begins_with_its_type() {
         let value = serde_json::json!({"case": "c"});
-        assert_eq!(json_line(record("claim", &value)), "{\"type\":\"claim\",\"case\":\"c\"}\n");
-        assert_eq!(
-            error_line("instance", "i-1", "no"),
-            "{\"type\":\"error\",\"instance\":\"i-1\",\"error\":\"no\"}\n"
-        );
+        assert_eq!(record("claim", &value), "{\"type\":\"claim\",\"case\":\"c\"}\n");
     }
 
     #[test]

@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     fn status(state: State) -> Status {
-        let at = |seconds| Some(Timestamp { seconds: 1_772_366_400 + seconds, nanos: 7 });
+        let at = |seconds: i64| Some(Timestamp { seconds: 1_772_366_400 + seconds, nanos: 7 });
         Status {
             case: "i-0123456789abcdef0-1".parse().expect("a case id"),
             instance: "i-0123456789abcdef0".parse().expect("an id"),

@@ -32,7 +32,7 @@ pub(super) async fn preflight(opening: &Opening, shape: Shape) -> anyhow::Result
     if shape.is_human() {
         print(&output::preflight(&checks, shape.palette, shape.width))?;
     } else {
-        let lines = checks.iter().map(|check| output::json_line(output::record("check", check)));
+        let lines = checks.iter().map(|check| output::record("check", check));
         print(&lines.collect::<String>())?;
     }
     Ok(if checks.iter().any(|check| check.level == Level::Missing) { PARTIAL } else { 0 })
@@ -118,7 +118,7 @@ fn show(plan: &Plan, shape: Shape) -> anyhow::Result<()> {
     let text = if shape.is_human() {
         format!("{}\n", output::plan(plan, shape.palette, shape.width))
     } else {
-        output::json_line(output::record("plan", plan))
+        output::record("plan", plan)
     };
     print(&text).context("show the plan")
 }

@@ -2,11 +2,12 @@
 
 use cleanroom_contract::CaseId;
 use cleanroom_controller::{
+    claim,
     flow::{
         FlowError, close, find, recover,
         status::{self, State, Status},
     },
-    journal,
+    journal::verify::{self, Verdict},
 };
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
@@ -77,11 +78,16 @@ pub(super) async fn list(opening: &Opening, shape: Shape) -> anyhow::Result<u8> 
     if shape.is_human() {
         print(&output::cases(&known, shape.palette, shape.width))?;
     } else {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            #[serde(flatten)]
+            claim: &'a claim::Claim,
+            n: u32,
+            released: bool,
+        }
         let lines = known.iter().map(|known| {
-            let mut record = output::record("case", &known.claim);
-            record.insert("n".to_owned(), known.n.into());
-            record.insert("released".to_owned(), known.released.into());
-            output::json_line(record)
+            let line = Line { claim: &known.claim, n: known.n, released: known.released };
+            output::record("case", &line)
         });
         print(&lines.collect::<String>())?;
     }
@@ -92,14 +98,19 @@ pub(super) async fn list(opening: &Opening, shape: Shape) -> anyhow::Result<u8> 
 /// Checks a case's custody log.
 pub(super) async fn verify(opening: &Opening, case: &CaseId, shape: Shape) -> anyhow::Result<u8> {
     let session = opening.open(None, case.as_str()).await?;
-    let verdict = journal::verify::verify(&*session.cloud.store, case).await?;
+    let verdict = verify::verify(&*session.cloud.store, case).await?;
     if shape.is_human() {
         print(&output::verdict(case.as_str(), &verdict, shape.palette))?;
     } else {
-        let mut record = output::record("verdict", &verdict);
-        record.insert("case".to_owned(), case.as_str().into());
-        record.insert("whole".to_owned(), verdict.faults.is_empty().into());
-        print(&output::json_line(record))?;
+        #[derive(Serialize)]
+        struct Line<'a> {
+            case: &'a CaseId,
+            whole: bool,
+            #[serde(flatten)]
+            verdict: &'a Verdict,
+        }
+        let whole = verdict.faults.is_empty();
+        print(&output::record("verdict", &Line { case, whole, verdict: &verdict }))?;
     }
     Ok(if verdict.faults.is_empty() { 0 } else { PARTIAL })
 }
@@ -129,7 +140,7 @@ pub(super) async fn close(
         print(&record)?;
     } else {
         let closed = serde_json::json!({ "case": case, "record": record });
-        print(&output::json_line(output::record("closed", &closed)))?;
+        print(&output::record("closed", &closed))?;
     }
     Ok(0)
 }
@@ -140,7 +151,7 @@ fn session_name(case: Option<&CaseId>) -> &str {
 
 /// Values as lines of JSON.
 fn lines(kind: &str, values: &[impl Serialize]) -> String {
-    values.iter().map(|value| output::json_line(output::record(kind, value))).collect()
+    values.iter().map(|value| output::record(kind, value)).collect()
 }
 
 fn warn(odd: &[String]) {

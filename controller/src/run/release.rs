@@ -49,7 +49,7 @@ pub(super) async fn release(opening: &Opening, args: &Release, shape: Shape) -> 
     let text = if shape.is_human() {
         output::released(&released, shape.palette, shape.width)
     } else {
-        output::json_line(output::record("released", &released))
+        output::record("released", &released)
     };
     print(&text)?;
     Ok(if released.whole { 0 } else { PARTIAL })
@@ -67,5 +67,5 @@ fn show(args: &Release, proposal: &Proposal, shape: Shape) -> anyhow::Result<()>
         "short": proposal.short,
         "notes": proposal.notes,
     });
-    print(&output::json_line(output::record("proposal", &fields)))
+    print(&output::record("proposal", &fields))
 }

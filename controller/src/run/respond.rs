@@ -12,8 +12,10 @@ use cleanroom_controller::{
     case::{Run, Step},
     flow::{self, FlowError, Report, Request},
     progress::{Event, Progress},
+    steps::isolate::NOT_CUT,
 };
 use futures_util::{StreamExt as _, stream};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{
@@ -86,6 +88,15 @@ pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> 
     Ok(interrupted.unwrap_or_else(|| status(&done)))
 }
 
+/// A report for programs.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    whole: bool,
+    not_cut: &'a [&'static str],
+}
+
 /// Everything an instance's response needs.
 struct Crew<'a> {
     session: &'a Session,
@@ -144,17 +155,16 @@ impl Crew<'_> {
                 output::report(report, self.session.next(), (shape.palette, shape.width))
             }
             Ok(report) => {
-                let mut record = output::record("report", report);
-                record.insert("whole".to_owned(), report.is_whole().into());
-                if report.steps.contains(&Step::Isolate) {
-                    let not_cut = cleanroom_controller::steps::isolate::NOT_CUT;
-                    record.insert("not_cut".to_owned(), not_cut.to_vec().into());
-                }
-                output::json_line(record)
+                let isolates = report.steps.contains(&Step::Isolate);
+                let not_cut = if isolates { NOT_CUT.as_slice() } else { &[] };
+                output::record("report", &Line { report, whole: report.is_whole(), not_cut })
             }
             // People read it on standard error, where errors are.
             Err(_) if shape.is_human() => String::new(),
-            Err(error) => output::error_line("instance", id.as_str(), &chain(error)),
+            Err(error) => {
+                let fields = serde_json::json!({ "instance": id, "error": chain(error) });
+                output::record("error", &fields)
+            }
         };
         let whole = ended.as_ref().is_ok_and(Report::is_whole);
         self.talk.over(id, whole, out);

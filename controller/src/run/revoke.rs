@@ -89,7 +89,7 @@ fn show(args: &Revoke, changes: &[Change], shape: Shape) -> anyhow::Result<()> {
     let Named { arn, principal } = &args.principal;
     if !shape.is_human() {
         let fields = serde_json::json!({ "principal": arn, "changes": changes });
-        return print(&output::json_line(output::record("proposal", &fields)));
+        return print(&output::record("proposal", &fields));
     }
     let mut text = format!("revoke of {}\n", printable(arn));
     for change in changes {
@@ -187,7 +187,7 @@ fn told(
             "not_read_back": unread,
             "whole": whole,
         });
-        return print(&output::json_line(output::record("revoked", &fields)));
+        return print(&output::record("revoked", &fields));
     }
     let mut text = String::new();
     for Outcome { change, error, .. } in outcomes {

@@ -118,11 +118,8 @@ mod tests {
         assert!(matches!(ended, Ended::Interrupted(143)));
         assert_eq!(*closed.lock().expect("a lock"), ["interrupted", "still closi", "closed"]);
         assert!(shared.open.is_closed());
-    }
 
-    #[tokio::test]
-    async fn a_terminal_that_hangs_up_ends_nothing() {
-        let mut signals = Signals::take().expect("signals");
+        // Signals are the whole process's, so this is the same test: a terminal that hangs up ends nothing.
         let work = async {
             raise(rustix::process::Signal::HUP);
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -6,12 +6,12 @@ use cleanroom_controller::flow::find::{self, FindError};
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    say,
+    Usage, say,
     session::{Session, persist},
 };
 use crate::{
     cli::Targets,
-    ids::{self, IdsError, Several, Words},
+    ids::{self, Several, Words},
 };
 
 /// How many words are looked up at a time.
@@ -21,7 +21,11 @@ const AT_ONCE: usize = 16;
 ///
 /// # Errors
 /// Names all that are.
-pub(super) fn words(targets: &Targets) -> Result<Words, IdsError> {
+pub(super) fn words(targets: &Targets) -> anyhow::Result<Words> {
+    // The parser can not say it: a flag that requires --file passes where an ID, which conflicts with that, is given.
+    if targets.skip_bad && targets.file.is_none() {
+        return Err(Usage("--skip-bad is for the lines of --file".to_owned()).into());
+    }
     let words = match &targets.file {
         Some(path) => ids::of_file(path, targets.skip_bad)?,
         None => ids::of_arguments(&targets.ids)?,
