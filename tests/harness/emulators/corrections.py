@@ -4,6 +4,8 @@ Each would make a right program look wrong, or a wrong one look right. Applied b
 server's own process; nothing on disk changes. To be looked at again with every version of moto.
 """
 
+from moto.core.exceptions import ServiceException
+from moto.core.responses import ActionResult, BaseResponse
 from moto.ec2.exceptions import InvalidSecurityGroupNotFoundError
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface, NetworkInterfaceBackend
 from moto.ec2.models.instances import Instance, InstanceBackend
@@ -19,6 +21,7 @@ def apply():
     shutdown_behaviour_is_kept()
     metadata_options_are_changed_one_by_one()
     connections_count_as_encrypted()
+    what_is_lacking_is_refused_for_good()
 
 
 def groups_belong_to_interfaces():
@@ -135,3 +138,21 @@ def connections_count_as_encrypted():
         return original(self, *arguments, **named)
 
     IAMPolicyStatement.is_action_permitted = is_action_permitted
+
+
+def what_is_lacking_is_refused_for_good():
+    """moto answers an operation that it has not got with status 500, which every client repeats:
+    each question to it then takes a quarter of a minute. AWS refuses what it does not offer."""
+    original = BaseResponse.call_action
+
+    def call_action(self):
+        try:
+            return original(self)
+        except NotImplementedError as error:
+            # moto goes by an exception's module for the service whose form its error has.
+            kind = type("Refusal", (ServiceException,), {"__module__": type(self).__module__})
+            refusal = kind("UnsupportedOperation", str(error))
+            _, headers, body = self.serialized(ActionResult(refusal))
+            return 400, headers, body
+
+    BaseResponse.call_action = call_action
