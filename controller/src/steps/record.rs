@@ -173,17 +173,16 @@ pub async fn run(case: &Case) {
     trail(case).await;
 }
 
-/// One question, again while that may help, within the bound of a goal.
+/// One question, and once again where that may help. No more often: what is behind the port repeats each for half a minute, and
+/// all answers wait for the last one before any is logged.
 async fn ask(case: &Case, question: &Question) -> cleanroom_cloud::Result<Vec<Answer>> {
-    let mut pause = std::time::Duration::from_millis(200);
-    for _ in 0..5 {
-        match case.facts.ask(question).await {
-            Err(error) if error.is_transient() => tokio::time::sleep(pause).await,
-            ended => return ended,
+    match case.facts.ask(question).await {
+        Err(error) if error.is_transient() => {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            case.facts.ask(question).await
         }
-        pause *= 2;
+        ended => ended,
     }
-    case.facts.ask(question).await
 }
 
 fn prefix(case: &Case) -> String {
