@@ -212,18 +212,20 @@ async fn ask_access(clients: &Clients, question: &Question) -> Asked {
         }
         Q::AttachedPolicies { role } => {
             let builder = iam.list_attached_role_policies().role_name(role);
-            all!("iam:ListAttachedRolePolicies", role, builder)?;
+            let pages = all!("iam:ListAttachedRolePolicies", role, builder)?;
+            let attached = pages.into_iter().flat_map(|p| p.attached_policies.unwrap_or_default());
+            for arn in attached.filter_map(|policy| policy.policy_arn) {
+                managed_policy(clients, &arn).await?;
+            }
         }
-        Q::ManagedPolicy { arn } => {
-            let answer = call!("iam:GetPolicy", arn, iam.get_policy().policy_arn(arn))?;
-            let version = answer.policy.and_then(|policy| policy.default_version_id);
-            let version =
-                version.ok_or_else(|| bad_answer("iam:GetPolicy", arn, "the version in force"))?;
-            let builder = iam.get_policy_version().policy_arn(arn).version_id(version);
-            call!("iam:GetPolicyVersion", arn, builder)?;
-        }
+        Q::ManagedPolicy { arn } => managed_policy(clients, arn).await?,
         Q::InlinePolicies { role } => {
-            all!("iam:ListRolePolicies", role, iam.list_role_policies().role_name(role))?;
+            let builder = iam.list_role_policies().role_name(role);
+            let pages = all!("iam:ListRolePolicies", role, builder)?;
+            for name in pages.into_iter().flat_map(|page| page.policy_names) {
+                let builder = iam.get_role_policy().role_name(role).policy_name(&name);
+                call!("iam:GetRolePolicy", format!("{role} {name}"), builder)?;
+            }
         }
         Q::InlinePolicy { role, name } => {
             let builder = iam.get_role_policy().role_name(role).policy_name(name);
@@ -232,6 +234,18 @@ async fn ask_access(clients: &Clients, question: &Question) -> Asked {
         _ => return Ok(None),
     }
     Ok(Some(Vec::new()))
+}
+
+/// A managed policy and the version of its document that is in force.
+async fn managed_policy(clients: &Clients, arn: &str) -> Result<()> {
+    let iam = &clients.iam;
+    let answer = call!("iam:GetPolicy", arn, iam.get_policy().policy_arn(arn))?;
+    let version = answer.policy.and_then(|policy| policy.default_version_id);
+    let version =
+        version.ok_or_else(|| bad_answer("iam:GetPolicy", arn, "the version in force"))?;
+    let builder = iam.get_policy_version().policy_arn(arn).version_id(version);
+    call!("iam:GetPolicyVersion", arn, builder)?;
+    Ok(())
 }
 
 /// Questions about the groups and balancers around the instance, and what was found about it.

@@ -3,7 +3,13 @@
 //! Purpose: create, read and list objects, and hold them. Touches the one bucket that is configured. Never
 //! overwrites and never deletes: an object is written on the condition that its key has none.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use aws_sdk_s3::{
@@ -34,12 +40,14 @@ const READ_ATTEMPTS: u32 = 4;
 #[derive(Debug)]
 pub(crate) struct S3Store {
     clients: Arc<Clients>,
+    /// Whether the bucket has no Object Lock, and refuses objects with a legal hold.
+    holds_refused: AtomicBool,
 }
 
 impl S3Store {
     /// A store in the bucket that `clients` names. Sends nothing.
     pub(crate) fn new(clients: Arc<Clients>) -> Self {
-        Self { clients }
+        Self { clients, holds_refused: AtomicBool::new(false) }
     }
 
     /// The bucket, where one is configured.
@@ -119,6 +127,8 @@ impl Store for S3Store {
             let Some(body) = body.try_clone() else {
                 return Err(own(OPERATION, key, ErrorKind::Other, "NotSent", "the body is gone"));
             };
+            // Held from its first moment until the case is closed, where the bucket can hold.
+            let held = key.starts_with("cases/") && !self.holds_refused.load(Ordering::Relaxed);
             let answer = self
                 .clients
                 .s3
@@ -126,6 +136,7 @@ impl Store for S3Store {
                 .bucket(bucket)
                 .key(key)
                 .if_none_match("*")
+                .set_object_lock_legal_hold_status(held.then_some(ObjectLockLegalHoldStatus::On))
                 .checksum_algorithm(ChecksumAlgorithm::Sha256)
                 .body(ByteStream::new(body))
                 .send()
@@ -136,6 +147,11 @@ impl Store for S3Store {
             };
             match error.code.as_str() {
                 "PreconditionFailed" => return Ok(Put::Exists),
+                // A bucket without Object Lock is weak evidence, and better than none. So is an object that the caller may
+                // write and not hold.
+                _ if held && !error.is_transient() => {
+                    self.holds_refused.store(true, Ordering::Relaxed);
+                }
                 // Somebody else writes the key at this moment (S3 user guide, "conditional writes"). Who wins is
                 // known when that write ends: asked again, the answer is one of the two above.
                 "ConditionalRequestConflict" if attempt < WRITE_ATTEMPTS => {

@@ -51,11 +51,11 @@ pub enum Question {
     Profile { name: String },
     /// IAM `GetRole`.
     Role { role: String },
-    /// IAM `ListAttachedRolePolicies`.
+    /// IAM `ListAttachedRolePolicies`, then each policy as by `ManagedPolicy`.
     AttachedPolicies { role: String },
     /// IAM `GetPolicy`, then `GetPolicyVersion` of the version in force.
     ManagedPolicy { arn: String },
-    /// IAM `ListRolePolicies`.
+    /// IAM `ListRolePolicies`, then `GetRolePolicy` for each.
     InlinePolicies { role: String },
     /// IAM `GetRolePolicy`.
     InlinePolicy { role: String, name: String },
