@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
     /// It has no form that names an instance.
-    #[error("{0:?} names no instance: give its id, ARN, address or Name tag")]
+    #[error("{0:?} names no instance: give its id (i- and 8 or 17 hexadecimal digits), ARN, address or Name tag")]
     Malformed(String),
     /// An ARN of something else, or of another account or Region.
     #[error("{arn}: {why}")]
@@ -78,11 +78,9 @@ pub fn query(word: &str) -> Result<InstanceQuery, FindError> {
     if word.parse::<IpAddr>().is_ok() {
         return Ok(InstanceQuery::Address(word.to_owned()));
     }
-    // What looks like an id was meant as one; a name is what a tag can hold.
-    let hex =
-        word.strip_prefix("i-").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_hexdigit()));
+    // What begins like an id was meant as one: a mistyped id must never find another instance by its name.
     let printable = word.chars().all(|c| !c.is_control());
-    if hex || word.is_empty() || word.chars().count() > 256 || !printable {
+    if word.starts_with("i-") || word.is_empty() || word.chars().count() > 256 || !printable {
         return Err(malformed());
     }
     Ok(InstanceQuery::Name(word.to_owned()))

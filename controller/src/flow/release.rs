@@ -89,6 +89,8 @@ pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
             }
         }
     }
+    proposal.notes.sort();
+    proposal.notes.dedup();
     Ok(proposal)
 }
 

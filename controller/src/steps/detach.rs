@@ -110,7 +110,7 @@ impl Goal for Scaling {
                 if was.membership.protected {
                     seen.then.push(Change::SetScaleInProtection { instance, group, on: true });
                 }
-                seen.notes.push("attaching raised the group's desired capacity by one".to_owned());
+                seen.notes.push("attaching raises the group's desired capacity by one".to_owned());
             }
             Some(now) if now.protected != was.membership.protected => {
                 let on = was.membership.protected;
