@@ -16,7 +16,11 @@ use cleanroom_contract::{CaseId, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OnceCell, Semaphore};
 
-use crate::{journal::Journal, original::Original, progress::Progress};
+use crate::{
+    journal::Journal,
+    original::Original,
+    progress::{Event, Progress},
+};
 
 /// A step of the response: one word everywhere, in files, logs, tags and on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -380,6 +384,8 @@ impl Case {
     pub fn note(&self, note: String) {
         let mut all = lock(&self.notes);
         if !all.contains(&note) {
+            let instance = self.scene.instance.clone();
+            self.progress.tell(Event::Note { instance, note: note.clone() });
             all.push(note);
         }
     }

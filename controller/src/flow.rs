@@ -83,6 +83,7 @@ pub struct Request {
 pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> {
     let (case, ledger, how) = open(run, request).await?;
     how.told(&case);
+    skewed(&case);
     if ledger.original.is_some() {
         close_left_open(&case).await;
     }
@@ -91,6 +92,25 @@ pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> 
     let preserved = finish(&case, run, contained.is_some(), opening).await;
     let waiting = record::catch_up(&case).await + case.journal.catch_up().await;
     Ok(report::Report::of(&case, &how, (contained, preserved), waiting).await)
+}
+
+/// How far a clock may be off before times in the log are not to be relied on.
+const SKEW_SECONDS: u64 = 30;
+
+/// A clock that is wrong makes the case partial, and stops nothing: the log's times are this machine's.
+fn skewed(case: &Case) {
+    let Some(ahead) = case.scene.caller.clock_ahead else { return };
+    if ahead.unsigned_abs() > SKEW_SECONDS {
+        let way = if ahead > 0 { "ahead of" } else { "behind" };
+        case.short(Shortfall {
+            step: Step::Verify,
+            what: format!(
+                "this machine's clock is {} s {way} AWS's: the times in the custody log are off by as much",
+                ahead.unsigned_abs()
+            ),
+            advice: "set the clock, and run respond again; CloudTrail has the true times".to_owned(),
+        });
+    }
 }
 
 /// How a case was opened.

@@ -82,6 +82,16 @@ impl Progress {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Tells that work has begun which is no goal.
+    pub(crate) fn began(&self, instance: &InstanceId, step: Step, goal: &'static str) {
+        self.tell(Event::Started { instance: instance.clone(), step, goal });
+    }
+
+    /// Tells that it has ended; what it lacks is told as a shortfall.
+    pub(crate) fn ended(&self, instance: &InstanceId, step: Step, goal: &'static str) {
+        self.tell(Event::Ended { instance: instance.clone(), step, goal, reached: true });
+    }
+
     /// Tells a shortfall.
     pub(crate) fn shortfall(&self, instance: &InstanceId, shortfall: &Shortfall) {
         self.tell(Event::Shortfall { instance: instance.clone(), shortfall: shortfall.clone() });

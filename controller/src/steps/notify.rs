@@ -46,6 +46,12 @@ pub async fn publish(case: &Case, milestone: Milestone, lines: &[String]) {
     {
         return;
     }
+    case.progress.began(&case.scene.instance, Step::Notify, milestone.as_str());
+    send(case, milestone, lines).await;
+    case.progress.ended(&case.scene.instance, Step::Notify, milestone.as_str());
+}
+
+async fn send(case: &Case, milestone: Milestone, lines: &[String]) {
     let notice = compose(case, milestone, lines);
     let mut pause = Duration::from_millis(200);
     let sending = async {

@@ -129,6 +129,12 @@ fn access_questions(original: &Original) -> Vec<Question> {
 
 /// Asks what has not been answered yet, stores the answers, logs them.
 pub async fn run(case: &Case) {
+    case.progress.began(&case.scene.instance, Step::Record, "record");
+    record(case).await;
+    case.progress.ended(&case.scene.instance, Step::Record, "record");
+}
+
+async fn record(case: &Case) {
     let ledger = case.journal.ledger().await;
     let answered = |question: &Question| {
         let start = format!("{}{}-1", prefix(case), question.file_name());
