@@ -189,10 +189,10 @@ mod tests {
         assert_eq!(
             several.each,
             [
-                "line 2: \"i-123\" names no instance: give its id, ARN, address or Name tag",
+                "line 2: \"i-123\" names no instance: give its id (i- and 8 or 17 hexadecimal digits), ARN, address or Name tag",
                 "line 4: arn:aws:s3:::x: it is not arn:aws:ec2:REGION:ACCOUNT:instance/i-…",
                 "line 5: \"\u{fffd}\u{fffd}\" is no UTF-8 text",
-                "line 6: \"web\\u{1b}[2J\" names no instance: give its id, ARN, address or Name tag",
+                "line 6: \"web\\u{1b}[2J\" names no instance: give its id (i- and 8 or 17 hexadecimal digits), ARN, address or Name tag",
             ]
         );
         let words = file(text, true).expect("the first line is good");
