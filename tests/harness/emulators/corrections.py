@@ -12,6 +12,7 @@ from moto.ec2.models.instances import Instance, InstanceBackend
 from moto.ec2.responses.elastic_network_interfaces import ElasticNetworkInterfaces
 from moto.ec2.responses.instances import InstanceResponse
 from moto.iam.access_control import IAMPolicyStatement, PermissionResult
+from moto.s3.responses import S3Response
 
 
 def apply():
@@ -22,6 +23,7 @@ def apply():
     metadata_options_are_changed_one_by_one()
     connections_count_as_encrypted()
     what_is_lacking_is_refused_for_good()
+    versioning_has_the_name_of_its_element()
 
 
 def groups_belong_to_interfaces():
@@ -156,3 +158,16 @@ def what_is_lacking_is_refused_for_good():
             return 400, headers, body
 
     BaseResponse.call_action = call_action
+
+
+def versioning_has_the_name_of_its_element():
+    """moto names the answer of GetBucketVersioning after the operation; AWS, and every client that
+    looks, after what it holds."""
+    original = S3Response.get_bucket_versioning
+
+    def get(self):
+        status, headers, body = original(self)
+        text = body if isinstance(body, str) else body.decode()
+        return status, headers, text.replace("GetBucketVersioningResponse", "VersioningConfiguration")
+
+    S3Response.get_bucket_versioning = get
