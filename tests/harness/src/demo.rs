@@ -1,7 +1,12 @@
-//! `cargo demo`: a break-in in a disk image, found.
+//! `cargo demo`: a break-in in a disk image, found; an instance in an emulated account, contained.
 //!
-//! Builds the agent and an image, and runs the agent on it as a person would. Writes below
-//! `demo/` in the target folder only; the image is built anew each time, the bundles are kept.
+//! Builds both programs and runs them as a person would. Writes below `demo/` in the target folder
+//! only: the image is built anew each time, the bundles are kept. The emulated account ends with
+//! the demo. Never asks AWS, and knows nothing of the AWS settings of whoever runs it.
+
+mod building;
+mod containment;
+mod world;
 
 use std::{
     env, fs,
@@ -13,8 +18,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     disk::{GPT_LINUX, gpt},
+    emulators,
     images::{Ext, Image, MIB, XFS_MIN},
-    tools::{self, cargo, fixtures, is_root, workspace_root},
+    tools::{self, fixtures, is_root, workspace_root},
     tree,
 };
 
@@ -24,14 +30,28 @@ const COMPLETE_WITH_GAPS: i32 = 3;
 /// Runs the demo.
 ///
 /// # Errors
-/// Where a tool is missing and can not be installed, the agent does not build, or it fails.
+/// Where a tool is missing and can not be installed, a program does not build, or anything that it
+/// did is not as it should be.
 pub fn run() -> Result<()> {
     let as_image = is_root() && Path::new("/dev/loop-control").exists();
     if as_image {
         tools::ensure(tools::DEMO)?;
     }
-    step("Building the agent");
-    let agent = build_agent()?;
+    emulators::prepare()?;
+    step(
+        "Building the agent and the controller (the first time some minutes: the AWS SDK is large)",
+    );
+    let programs = building::programs(&target_dir())?;
+    let bundle = investigate(&programs.agent, as_image)?;
+    containment::run(&programs.cleanroom)?;
+    step("Done");
+    println!("bundle   {}", bundle.display());
+    println!("report   {}", bundle.join("report.html").display());
+    Ok(())
+}
+
+/// Has the agent scan a planted compromise, and verifies the bundle that it returns.
+fn investigate(agent: &Path, as_image: bool) -> Result<PathBuf> {
     let work = target_dir().join("demo");
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     let scratch = tempfile::tempdir_in(&work).context("create a scratch folder")?;
@@ -58,7 +78,7 @@ pub fn run() -> Result<()> {
     step("Scanning it, with the demo's rules and indicators");
     let out = fresh_folder(&work)?;
     let fixtures = fixtures();
-    let mut scan = Command::new(&agent);
+    let mut scan = Command::new(agent);
     scan.arg("scan").arg(&evidence);
     scan.arg("--rules").arg(fixtures.join("rules/demo.yar"));
     scan.arg("--indicators").arg(fixtures.join("indicators"));
@@ -74,32 +94,21 @@ pub fn run() -> Result<()> {
     let bundle = bundle_in(&out)?;
     step("Verifying the bundle: every file against its sum");
     let verdict =
-        status(Command::new(&agent).arg("verify").arg(&bundle).args(["--format", "human"]))?;
+        status(Command::new(agent).arg("verify").arg(&bundle).args(["--format", "human"]))?;
     ensure!(verdict == 0, "the agent's verify ended with status {verdict}");
-
-    step("Done");
-    println!("bundle   {}", bundle.display());
-    println!("report   {}", bundle.join("report.html").display());
-    Ok(())
+    Ok(bundle)
 }
 
 fn step(what: &str) {
     println!("\n== {what}");
 }
 
-/// Builds the agent and returns its path.
-fn build_agent() -> Result<PathBuf> {
-    tools::refresh_workspace()?;
-    let built = cargo()
-        .args(["build", "--quiet", "--package", "cleanroom-agent", "--bin", "cleanroom-agent"])
-        .arg("--target-dir")
-        .arg(target_dir())
-        .status()
-        .context("start cargo")?;
-    ensure!(built.success(), "the agent does not build");
-    let agent = target_dir().join("debug/cleanroom-agent");
-    ensure!(agent.is_file(), "cargo built no {}", agent.display());
-    Ok(agent)
+/// A text of at most so many columns.
+fn cut(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    text.chars().take(columns.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// `$CARGO_TARGET_DIR`, else `target` in the workspace.
@@ -187,6 +196,12 @@ mod tests {
         assert_eq!(bundle_in(dir.path()).expect("below"), below);
         fs::write(dir.path().join("report.json"), "{}").expect("write");
         assert_eq!(bundle_in(dir.path()).expect("here"), dir.path());
+    }
+
+    #[test]
+    fn a_long_text_ends_where_it_is_told_to() {
+        assert_eq!(cut("contained", 9), "contained");
+        assert_eq!(cut("contained", 5), "cont…");
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod world;
 pub use self::{
     microburst::{Fault, Injection, Microburst},
     server::{MiniStack, Moto},
-    venv::python,
+    venv::{prepare, python},
     world::{Kind, World},
 };
 

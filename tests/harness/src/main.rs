@@ -16,7 +16,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build a disk image with a planted compromise, scan it, verify the bundle.
+    /// Scan a disk image with a planted compromise; contain and release an instance in an emulated account.
     Demo,
     /// Run every check and every test.
     Selftest,

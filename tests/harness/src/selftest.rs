@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::tools::{self, cache_dir, cargo, workspace_root};
+use crate::{
+    emulators,
+    tools::{self, cache_dir, cargo, workspace_root},
+};
 
 /// The version of cargo-deny that judges the dependencies.
 const CARGO_DENY: &str = "0.20.2";
@@ -54,6 +57,8 @@ pub fn run() -> Result<()> {
     println!("building in {}", target.display());
     tools::ensure(tools::DEMO)?;
     tools::ensure(tools::TESTS)?;
+    // Here, with a message, and not in the first test that wants an emulator.
+    emulators::prepare()?;
     components()?;
     let before = work_tree()?;
     tools::refresh_workspace()?;

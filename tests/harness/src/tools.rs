@@ -66,8 +66,11 @@ pub const TESTS: &[Tool] = &[
     tool("strip", "binutils", "makes the agent small for the virtual machine"),
     tool("xz", "xz-utils", "unpacks kernel modules"),
     tool("ssh-keygen", "openssh-client", "verifies signatures independently"),
-    tool("python3", "python3-venv", "runs the emulators of AWS"),
 ];
+
+/// What the emulators of AWS need, in the demo and in the tests. The package holds modules of the
+/// interpreter, so that finding the command is not enough: see [`crate::emulators::prepare`].
+pub(crate) const PYTHON: Tool = tool("python3", "python3-venv", "runs the emulators of AWS");
 
 /// Makes sure that every tool is there, installing what is missing.
 ///
@@ -75,9 +78,14 @@ pub const TESTS: &[Tool] = &[
 /// Names the missing packages when this user can not install them, or when `apt-get` fails.
 pub fn ensure(tools: &[Tool]) -> Result<()> {
     let missing = missing(tools);
-    if missing.is_empty() {
-        return Ok(());
-    }
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
+/// Installs the packages of these tools, saying so first.
+///
+/// # Errors
+/// Names the packages when this user can not install them, or when `apt-get` fails.
+pub(crate) fn install(missing: &[Tool]) -> Result<()> {
     let mut packages: Vec<_> = missing.iter().map(|t| t.package).collect();
     packages.sort_unstable();
     packages.dedup();
@@ -90,7 +98,7 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
         bail!("missing packages, and this user is neither root nor has sudo; {by_hand}");
     };
     println!("Installing packages that are missing here:");
-    for tool in &missing {
+    for tool in missing {
         println!("  {:<16} {} ({})", tool.package, tool.purpose, tool.command);
     }
     let apt_get = |arguments: &[&str]| {
@@ -110,7 +118,7 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
     if !apt_get(&arguments)?.success() {
         bail!("apt-get could not install the packages; {by_hand}");
     }
-    match self::missing(tools).first() {
+    match self::missing(missing).first() {
         None => Ok(()),
         Some(tool) => bail!("package {} is installed, but has no {}", tool.package, tool.command),
     }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
-use crate::tools::{cache_dir, find, run, workspace_root};
+use crate::tools::{PYTHON, cache_dir, find, install as install_packages, run, workspace_root};
 
 /// The names that a fitting interpreter may have, in the order of preference.
 const INTERPRETERS: [&str; 6] =
@@ -31,6 +31,18 @@ const PATIENCE: &str = "900";
 /// The folder of the Python side.
 pub(super) fn scripts() -> PathBuf {
     workspace_root().join("tests/harness/emulators")
+}
+
+/// Makes the environment, where it is not there yet, before anything waits for it. Installs the
+/// distribution's package first where Python lacks what makes environments, as on a fresh Debian.
+///
+/// # Errors
+/// As [`python`], and where the package is missing and this user can not install it.
+pub fn prepare() -> Result<()> {
+    if interpreter().is_err() {
+        install_packages(&[PYTHON])?;
+    }
+    python().map(drop)
 }
 
 /// The interpreter of the emulators' environment. Makes the environment first where there is none
@@ -100,7 +112,7 @@ fn interpreter() -> Result<(PathBuf, String)> {
 
 /// Makes the environment and installs what the emulators need.
 fn install(interpreter: &Path, folder: &Path, requirements: &Path) -> Result<()> {
-    eprintln!("Installing into the cache, once, for tests without AWS (a minute, 200 MB):");
+    eprintln!("Installing into the cache, once, to run without AWS (a minute, 200 MB):");
     eprintln!("  moto        EC2, S3, IAM and other services of AWS, emulated");
     eprintln!("  ministack   Lambda, Step Functions and EventBridge, emulated");
     eprintln!("  microburst  a proxy that injects faults as AWS shows them");
