@@ -36,7 +36,10 @@ mod trail;
 use std::{io, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
-use aws_config::{AppName, BehaviorVersion, Region, sts::AssumeRoleProvider};
+use aws_config::{
+    AppName, BehaviorVersion, Region, profile::ProfileFileCredentialsProvider,
+    provider_config::ProviderConfig, sts::AssumeRoleProvider,
+};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use cleanroom_cloud::{
     Answer, BucketPosture, Cloud, Facts, Permission, Posture, Question, Quota, Result, TrailPosture,
@@ -114,15 +117,19 @@ async fn shared_config(
     if let Ok(name) = AppName::new("cleanroom") {
         loader = loader.app_name(name);
     }
-    if let Some(profile) = connection.profile.as_deref().filter(|name| !name.is_empty()) {
+    let profile = connection.profile.as_deref().filter(|name| !name.is_empty());
+    if let Some(profile) = profile {
         loader = loader.profile_name(profile);
     }
     if let Some(region) = connection.region.clone().filter(|name| !name.is_empty()) {
         loader = loader.region(Region::new(region));
     }
-    let shared = loader.load().await;
-    if shared.region().is_none_or(|region| region.as_ref().is_empty()) {
-        return Err(ConnectError::NoRegion);
+    let mut shared = loader.load().await;
+    let region = shared.region().filter(|region| !region.as_ref().is_empty());
+    let region = region.cloned().ok_or(ConnectError::NoRegion)?;
+    if let Some(profile) = profile {
+        let provider = SharedCredentialsProvider::new(named_profile(profile, region));
+        shared = shared.into_builder().credentials_provider(provider).build();
     }
     let Some(role) = &connection.assume_role else { return Ok(shared) };
     let provider = AssumeRoleProvider::builder(role)
@@ -132,6 +139,13 @@ async fn shared_config(
         .await;
     let provider = SharedCredentialsProvider::new(provider);
     Ok(shared.into_builder().credentials_provider(provider).build())
+}
+
+/// Credentials of this profile and of nothing else. The SDK's own chain asks the environment first: keys that were
+/// forgotten there would act, in another account perhaps, although somebody named a profile.
+fn named_profile(profile: &str, region: Region) -> ProfileFileCredentialsProvider {
+    let settings = ProviderConfig::without_region().with_region(Some(region));
+    ProfileFileCredentialsProvider::builder().configure(&settings).profile_name(profile).build()
 }
 
 /// A name that STS takes for a session (`AssumeRole`: 2 to 64 characters of `\w+=,.@-`).
