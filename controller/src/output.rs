@@ -38,7 +38,11 @@ pub(crate) fn time(at: Timestamp) -> String {
     Timestamp { nanos: 0, ..at }.to_string().replace(".000000000", "")
 }
 
-/// A table whose columns are as wide as what is in them; the last one is wrapped to the terminal.
+/// The least room for the last column: with less, a table becomes a list.
+const LAST: usize = 32;
+
+/// A table whose columns are as wide as what is in them; the last one is wrapped to the terminal. Where the others leave no
+/// room for it, each row becomes a paragraph beside its first cell.
 pub(crate) struct Table {
     head: Vec<&'static str>,
     rows: Vec<Vec<Cell>>,
@@ -82,7 +86,12 @@ impl Table {
             }
         }
         let before: usize = widths.iter().take(columns - 1).map(|w| w + 2).sum();
-        let last = width.saturating_sub(before).max(24);
+        let last = width.saturating_sub(before);
+        if last < LAST
+            && self.rows.iter().any(|row| row.last().is_some_and(|c| c.text.chars().count() > last))
+        {
+            return self.list(palette, width, widths[0]);
+        }
         let mut out = String::new();
         let head: Vec<_> = self.head.iter().zip(&widths).map(|(h, w)| format!("{h:<w$}")).collect();
         let _ = writeln!(out, "{}", palette.strong(head.join("  ").trim_end()));
@@ -100,6 +109,27 @@ impl Table {
                 }
             }
             let _ = writeln!(out, "{}", line.trim_end());
+        }
+        out
+    }
+}
+
+impl Table {
+    /// The table as paragraphs.
+    fn list(&self, palette: crate::terminal::Palette, width: usize, first: usize) -> String {
+        let mut out = String::new();
+        for row in &self.rows {
+            let [head, rest @ ..] = row.as_slice() else { continue };
+            let rest: Vec<_> = rest.iter().filter(|c| !c.text.is_empty()).collect();
+            let text: Vec<_> = rest.iter().map(|cell| cell.text.as_str()).collect();
+            let lines = wrap(&text.join("  "), width.saturating_sub(first + 2).max(LAST));
+            // One colour for a paragraph: that of its most telling cell.
+            let paint = rest.iter().find(|cell| (cell.paint)(palette, "x") != "x");
+            let paint = paint.map_or_else(|| plain("").paint, |cell| cell.paint);
+            let lines: Vec<_> = lines.iter().map(|line| paint(palette, line)).collect();
+            let lines = lines.join(&format!("\n{:1$}", "", first + 2));
+            let rest = first.saturating_sub(head.text.chars().count());
+            let _ = writeln!(out, "{}{:rest$}  {lines}", (head.paint)(palette, &head.text), "");
         }
         out
     }
@@ -144,16 +174,29 @@ mod tests {
         let mut table = Table::new(&["step", "what"]);
         table.row(vec![plain("isolate"), plain("set security groups sg-0123 on eni-01234\u{1b}")]);
         table.row(vec![plain("tag"), plain("")]);
-        let shown = table.show(Palette::default(), 34);
+        let shown = table.show(Palette::default(), 42);
         let expected = "\
 step     what
-isolate  set security groups
-         sg-0123 on
+isolate  set security groups sg-0123 on
          eni-01234\\u{1b}
 tag
 ";
         assert_eq!(shown, expected);
         assert_eq!(table.show(Palette::default(), usize::MAX).lines().count(), 3);
+    }
+
+    #[test]
+    fn a_table_without_room_is_a_list() {
+        let mut table = Table::new(&["step", "call", "what"]);
+        let call = plain("ec2:ModifyNetworkInterfaceAttribute");
+        table.row(vec![plain("isolate"), call, plain("set security groups sg-0123")]);
+        table.row(vec![plain("tag"), plain("ec2:CreateTags"), plain("tag it")]);
+        let expected = "\
+isolate  ec2:ModifyNetworkInterfaceAttribute  set
+         security groups sg-0123
+tag      ec2:CreateTags  tag it
+";
+        assert_eq!(table.show(Palette::default(), 52), expected);
     }
 
     #[test]

@@ -128,7 +128,8 @@ fn complain(error: &anyhow::Error) {
     }
     let mut err = io::stderr().lock();
     // With stderr gone there is nobody to tell.
-    drop(writeln!(err, "error: {}", printable(&causes.join(": "))));
+    let text = causes.join(": ").replace('\n', "; ").replace("\\u{a}", "; ");
+    drop(writeln!(err, "error: {}", printable(&text)));
     let several = match error.downcast_ref::<IdsError>() {
         Some(IdsError::Bad(several)) => Some(several),
         _ => error.downcast_ref::<Several>(),

@@ -72,6 +72,7 @@ fn set(session: &Session) -> Vec<Check> {
             "not set: snapshots stay under the keys that their volumes have".to_owned(),
             "CLEANROOM_KMS_KEY, cleanroom.toml, or output KmsKey of the response stack",
         ),
+        ("assume_role", None) => check(name, Level::Good, "none".to_owned(), ""),
         (_, None) => check(name, Level::Good, "as the SDK finds it".to_owned(), ""),
     }));
     checks
@@ -109,7 +110,7 @@ pub(super) async fn plan(opening: &Opening, args: &cli::Plan, shape: Shape) -> a
         }
     }
     if shape.is_human() {
-        print("\nnothing was changed\n")?;
+        print("nothing was changed\n")?;
     }
     Ok(if failed { FAILED } else { 0 })
 }

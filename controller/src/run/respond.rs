@@ -84,8 +84,10 @@ pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> 
     }
     let dropped = run.progress.dropped();
     let written = talk.end(interrupted.map(|_| READERS)).context("write to standard output");
+    let unwritten = written.is_err();
     told(&done, written, dropped, shape);
-    Ok(interrupted.unwrap_or_else(|| status(&done)))
+    let status = interrupted.unwrap_or_else(|| status(&done));
+    Ok(if status == 0 && unwritten { PARTIAL } else { status })
 }
 
 /// A report for programs.

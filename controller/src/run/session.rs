@@ -20,8 +20,14 @@ use crate::{
     settings::{self, Env, File, Settings, Source},
 };
 
-/// How long the response stack's outputs are waited for.
+/// How long the response stack's outputs are waited for where nothing else names the bucket.
 const OUTPUTS: Duration = Duration::from_secs(4);
+
+/// How long where only less is missing, since a containment waits meanwhile.
+const LESSER_OUTPUTS: Duration = Duration::from_secs(1);
+
+/// How long a session of an assumed role may take to be named for its case.
+const NAMING: Duration = Duration::from_secs(4);
 
 /// How long it is tried to learn who calls, and what a word names.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -120,12 +126,11 @@ impl Opening {
             return Ok(BTreeMap::new());
         }
         let stack = &self.global.stack;
-        match timeout(OUTPUTS, cloud.inventory.stack_outputs(stack)).await {
+        let bound = if settings.bucket.is_none() { OUTPUTS } else { LESSER_OUTPUTS };
+        match timeout(bound, cloud.inventory.stack_outputs(stack)).await {
             Ok(Ok(outputs)) => Ok(outputs),
             Ok(Err(error)) => Err(format!("the response stack {stack} could not be read: {error}")),
-            Err(_) => {
-                Err(format!("the response stack {stack} could not be read within {OUTPUTS:?}"))
-            }
+            Err(_) => Err(format!("the response stack {stack} could not be read within {bound:?}")),
         }
     }
 }
@@ -192,7 +197,7 @@ impl Session {
             let caller = cloud.inventory.caller().await.ok()?;
             Some(Run { cloud, caller, ..run.clone() })
         };
-        timeout(OUTPUTS, naming).await.ok().flatten().unwrap_or_else(|| run.clone())
+        timeout(NAMING, naming).await.ok().flatten().unwrap_or_else(|| run.clone())
     }
 
     /// How the next command is typed.
