@@ -25,8 +25,8 @@ use crate::emulators::{ACCESS_KEY, Kind, Moto, REGION, SECRET_KEY, World};
 /// An address where nothing listens, for everything but the emulator.
 const NOWHERE: &str = "http://127.0.0.1:1";
 
-/// Changes that are shown of each step.
-const CHANGES: usize = 2;
+/// Columns that lines which are shortened here may have.
+const WIDTH: usize = 100;
 
 /// Restored things that are shown.
 const RESTORED: usize = 6;
@@ -80,7 +80,7 @@ pub(super) fn run(program: &Path) -> Result<()> {
     released.print();
     hold("restored", &world::differences(&before, &released))?;
     hold("evidence after the release", &released.not_preserved(&case))?;
-    println!("\nEverything is as it was before; snapshots, record and custody log stay.");
+    println!("\nThe instance is as it was before. Snapshots, record and custody log stay.");
     Ok(())
 }
 
@@ -103,15 +103,17 @@ fn plan(station: &Station<'_>, instance: &str) -> Result<String> {
     let of = |entry: &Value, member: &str| entry[member].as_str().unwrap_or_default().to_owned();
     println!("{} changes, of which:\n", entries.len());
     for steps in entries.chunk_by(|a, b| a["step"] == b["step"]) {
-        let shown = steps.len().min(CHANGES);
+        // The step that it is all about is shown in more of its length.
+        let shown = if steps[0]["step"] == "isolate" { 4 } else { 2 }.min(steps.len());
         for (number, entry) in steps.iter().take(shown).enumerate() {
             let step = if number == 0 { of(entry, "step") } else { String::new() };
             let more = match steps.len() - shown {
-                more if more > 0 && number + 1 == shown => format!("  (and {more} more)"),
+                more if more > 0 && number + 1 == shown => format!(" (and {more} more)"),
                 _ => String::new(),
             };
-            let what = format!("{}: {}", of(entry, "resource"), of(entry, "what"));
-            println!("  {step:<9} {}{more}", cut(&what, 87 - more.len()));
+            let (what, resource) = (of(entry, "what"), of(entry, "resource"));
+            let what = if resource == instance { what } else { format!("{what}: {resource}") };
+            println!("  {step:<9} {}{more}", cut(&what, WIDTH - 12 - more.len()));
         }
     }
     println!("\nWithout --format, on a terminal, it is a table with the AWS call of each.");
@@ -122,14 +124,19 @@ fn plan(station: &Station<'_>, instance: &str) -> Result<String> {
 fn release(station: &Station<'_>, case: &str) -> Result<()> {
     let words = ["release", case, "--yes", "--reason", "a false alarm", "--format", "human"];
     let said = station.captured(&words)?;
-    let mut restored = 0;
+    let restored = said.lines().filter(|line| line.starts_with("  restore ")).count();
+    let mut shown = 0;
     for line in said.lines() {
-        restored += usize::from(line.trim_start().starts_with("restore "));
-        if restored <= RESTORED || !line.starts_with(' ') {
-            println!("{}", cut(line, 100));
-        } else if restored == RESTORED + 1 && line.trim_start().starts_with("restore ") {
-            println!("  …");
+        if line.starts_with("  restore ") {
+            shown += 1;
+            if shown == RESTORED + 1 {
+                println!("  … and {} more", restored - RESTORED);
+            }
+            if shown > RESTORED {
+                continue;
+            }
         }
+        println!("{}", cut(line, WIDTH));
     }
     ensure!(restored > 0, "nothing was restored");
     Ok(())
