@@ -233,7 +233,7 @@ pub(crate) struct Respond {
     #[command(flatten)]
     pub evidence: Evidence,
 
-    /// Instances at work at a time.
+    /// Instances on the way to being contained at a time; snapshots and what else follows keep nobody waiting.
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub concurrency: u16,
 }
