@@ -24,15 +24,19 @@ pub(crate) struct Cli {
 const EXIT_STATUS: &str = "\
 Exit status:
   0    complete
-  1    failed, or refused: at least one instance or case was not acted on
-  2    the command line, the ids file or a setting is wrong; nothing was asked of AWS
-  3    contained in part or with shortfalls; status: partial, open or drifted; preflight: something is
-       missing; custody verify: the log is not what was written
-  130  ended by Ctrl-C, 143 by SIGTERM: no interface is left open, and respond goes on where it was
+  1    failed or refused: at least one instance or case was not acted on
+  2    the command line, the ids file or a setting is wrong; nothing was changed
+  3    contained in part, or with shortfalls
+       status: a case is open, partial or drifted
+       preflight: something is missing
+       custody verify: the log is not what was written
+  130  ended by Ctrl-C, 143 by SIGTERM: no interface is left open, and respond
+       goes on where it was
 
-Settings come from flags, then the environment (CLEANROOM_BUCKET, CLEANROOM_TOPIC, CLEANROOM_KMS_KEY,
-CLEANROOM_CONFIG, and AWS_* as for every AWS tool), then cleanroom.toml, then the outputs of the response
-stack. `cleanroom preflight` shows the source of each.";
+Settings come from flags, then the environment (CLEANROOM_BUCKET,
+CLEANROOM_TOPIC, CLEANROOM_KMS_KEY, CLEANROOM_CONFIG, and AWS_* as for every
+AWS tool), then cleanroom.toml, then the outputs of the response stack.
+`cleanroom preflight` shows the source of each.";
 
 /// Flags of every command.
 #[derive(Clone, Debug, Default, Args)]
