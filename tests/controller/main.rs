@@ -2,6 +2,7 @@
 
 mod binary;
 mod containment;
+mod documents;
 mod measure;
 mod release;
 mod rules;
