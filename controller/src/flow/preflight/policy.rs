@@ -65,7 +65,10 @@ impl Policy {
             if denial.everybody && denial.condition.is_none() {
                 return Denied::Always;
             }
-            denied = Denied::UnderConditions;
+            // What is denied without TLS only is not denied at all to whoever deletes.
+            if !denial.condition.as_ref().is_some_and(is_plain_http) {
+                denied = Denied::UnderConditions;
+            }
         }
         denied
     }
@@ -257,6 +260,7 @@ mod tests {
             (json!({}), Denied::Always),
             (json!({ "Condition": {} }), Denied::Always),
             (json!({ "Action": "s3:DeleteObject" }), Denied::No),
+            (json!({ "Condition": { "Bool": { "aws:SecureTransport": "false" } } }), Denied::No),
             (json!({ "Resource": "arn:aws:s3:::b" }), Denied::No),
             (json!({ "Resource": "arn:aws:s3:::b/cases/*" }), Denied::No),
             (
