@@ -21,6 +21,7 @@ use std::{
 
 use cleanroom_cloud::{CloudError, Put, Store};
 use cleanroom_contract::{CaseId, Sha256, Timestamp};
+use futures_util::future::join_all;
 use sha2::Digest as _;
 use tokio::sync::Mutex;
 
@@ -121,6 +122,9 @@ impl std::fmt::Debug for Journal {
         f.debug_struct("Journal").field("case", &self.case).finish_non_exhaustive()
     }
 }
+
+/// How many objects are read at once where another writer was first.
+const AHEAD: u64 = 8;
 
 /// How an attempt to append ended.
 enum Appended {
@@ -346,14 +350,26 @@ impl Journal {
             absorb(head, &self.case, &object);
             return Ok(Appended::Written);
         }
-        // Either a lost answer to a write of this event, or another writer.
-        let there = self.store.get(&key).await.map_err(store_error)?;
-        let there = there.ok_or_else(|| JournalError::Malformed {
-            key: key.clone(),
-            why: "it exists and can not be read: it may have been deleted".to_owned(),
-        })?;
-        let object = Stored { number: event.seq, event: decode(&key, &there).ok(), bytes: there };
-        absorb(head, &self.case, &object);
+        // Either a lost answer to a write of this event, or another writer, who may be further ahead: step by step nobody
+        // would catch up with one who writes without a pause.
+        let numbers = event.seq..event.seq.saturating_add(AHEAD);
+        let keys: Vec<_> = numbers.clone().map(|number| event::key(&self.case, number)).collect();
+        let found = join_all(keys.iter().map(|key| self.store.get(key))).await;
+        for ((number, key), found) in numbers.zip(&keys).zip(found) {
+            match found {
+                Ok(Some(bytes)) => {
+                    let event = decode(key, &bytes).ok();
+                    absorb(head, &self.case, &Stored { number, event, bytes });
+                }
+                // Here the chain ends, as far as can be told.
+                _ if number > event.seq => break,
+                Err(error) => return Err(store_error(error)),
+                Ok(None) => {
+                    let why = "it exists and can not be read: it may have been deleted".to_owned();
+                    return Err(JournalError::Malformed { key: key.clone(), why });
+                }
+            }
+        }
         let own = head.stored.contains(&event.nonce);
         Ok(if own { Appended::Written } else { Appended::Behind })
     }

@@ -1,9 +1,13 @@
 //! The controller's tests: its goals and its flow against a cloud in memory, and the real binary against emulators.
 
 mod binary;
+mod close;
 mod containment;
+mod custody;
 mod documents;
 mod measure;
+mod preflight;
+mod recover;
 mod release;
 mod rules;
 mod support;
