@@ -11,6 +11,7 @@ use std::{
 
 use cleanroom_cloud::{
     Caller, Change, Cloud, Facts, Hands, Inventory, Notices, Store, Target, TargetGroup,
+    TargetGroupArn,
 };
 use cleanroom_contract::{CaseId, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -175,6 +176,12 @@ impl Default for Bounds {
 pub struct Shared {
     /// The Region's target groups and what was registered with each when the run began.
     pub target_groups: OnceCell<Vec<(TargetGroup, Vec<Target>)>>,
+    /// Targets of target groups that were read so far, on the way to that index.
+    pub targets: std::sync::Mutex<BTreeMap<TargetGroupArn, Vec<Target>>>,
+    /// Instances that are being contained at a time. What comes after containment takes hours, and holds no slot.
+    pub slots: Semaphore,
+    /// Instances whose record is being taken at a time.
+    pub records: Semaphore,
     /// At most a few interfaces are open at a time.
     pub open: Semaphore,
     /// Flush units that were begun: each ends before the process may.
@@ -188,11 +195,20 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What a run begins with. Must be called in a runtime, whose clock it reads.
+    /// What a run begins with that contains eight instances at a time. Must be called in a runtime, whose clock it reads.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_slots(8)
+    }
+
+    /// What a run begins with that contains so many instances at a time.
+    #[must_use]
+    pub fn with_slots(slots: usize) -> Self {
         Self {
+            slots: Semaphore::new(slots.max(1)),
+            records: Semaphore::new(16),
             target_groups: OnceCell::new(),
+            targets: std::sync::Mutex::default(),
             open: Semaphore::new(8),
             units: std::sync::Mutex::default(),
             prepared: Mutex::default(),
@@ -295,6 +311,8 @@ pub struct Scene {
     pub original: Arc<Original>,
     /// Changes that the case has made so far, as its log tells.
     pub done: Arc<Vec<Change>>,
+    /// The calls by which this case takes snapshots, as its log tells: a tag that names another is somebody else's.
+    pub sets: Arc<BTreeSet<String>>,
     /// Interfaces whose tracked flows an earlier run dropped.
     pub flushed: Arc<BTreeSet<String>>,
     /// What people have set.
@@ -402,8 +420,8 @@ impl Case {
 pub struct History {
     /// Changes that were carried out.
     pub applied: Vec<Change>,
-    /// How many times a name was taken already.
-    pub conflicts: u32,
+    /// How many times what may pass by itself was met, by operation and resource.
+    pub misses: BTreeMap<String, u32>,
     /// Changes that were refused for good, and why.
     pub refused: Vec<(Change, String)>,
 }

@@ -66,8 +66,21 @@ pub struct Ended {
 /// How many looks may find work to do that is refused or undone again and again.
 const MOST_ROUNDS: usize = 24;
 
-/// How many times a taken name may be met before it counts as a refusal.
-const MOST_CONFLICTS: u32 = 4;
+/// How many times what may pass by itself is met before it counts as a refusal: about twenty seconds.
+const MOST_MISSES: u32 = 7;
+
+/// Whether an error may pass although the service calls it a refusal (EC2 and IAM user guides, "eventual consistency").
+fn may_pass(error: &CloudError) -> bool {
+    const CODES: [&str; 5] = [
+        "DependencyViolation",
+        "IncorrectState",
+        "IncorrectInstanceState",
+        "ConcurrentModification",
+        "EntityTemporarilyUnmodifiable",
+    ];
+    matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict)
+        || CODES.iter().any(|code| error.code.starts_with(code))
+}
 
 /// Works at a goal until a look finds nothing left to do, nothing more can be done, or its bound has passed.
 pub async fn ensure(case: &Case, goal: &dyn Goal, direction: Direction) -> Ended {
@@ -153,12 +166,13 @@ impl Work<'_> {
         let applying = changes.iter().map(|change| apply(self.case, change));
         let results = join_all(applying).await;
         let mut outcomes = Vec::with_capacity(changes.len());
-        let (mut transient, mut conflict) = (false, false);
+        let (mut transient, mut passing) = (false, false);
         for (change, result) in changes.into_iter().zip(results) {
             self.tell(&change, result.as_ref().err());
             transient |= result.as_ref().is_err_and(CloudError::is_transient);
-            conflict |= result.as_ref().is_err_and(|e| e.kind == ErrorKind::Conflict);
-            if change.creates() && result.as_ref().is_err_and(CloudError::is_ambiguous) {
+            passing |= result.as_ref().is_err_and(may_pass);
+            // EC2 shows what was made a moment later: a look that misses it must not make a second one.
+            if change.creates() && result.as_ref().map_or_else(CloudError::is_ambiguous, |_| true) {
                 self.settle = 5;
             }
             outcomes.push(outcome(change, result, &mut self.history));
@@ -166,7 +180,7 @@ impl Work<'_> {
         self.outcomes.extend(outcomes.iter().cloned());
         // Nothing waits for the result to be in the log: the next look tells what the world is like.
         self.case.journal.note(step, Body::Done { goal: self.label(), outcomes });
-        if transient || conflict {
+        if transient || passing {
             self.rest().await?;
         } else {
             self.pause = Duration::from_millis(200);
@@ -277,11 +291,17 @@ fn outcome(
         }
         Err(error) => {
             let why = error.to_string();
-            // A taken name means that it was made, by somebody else or by a call whose answer was lost: a look finds it,
-            // and where none does, asking on and on helps nobody.
-            let taken = error.kind == ErrorKind::Conflict;
-            history.conflicts += u32::from(taken);
-            if !error.is_transient() && (!taken || history.conflicts > MOST_CONFLICTS) {
+            // What EC2 does not know yet, or still holds in use, passes by itself; a taken name was made by somebody else or
+            // by a call whose answer was lost, and a look finds it. Where that does not help, asking on and on helps nobody.
+            let mut given_up = !error.is_transient();
+            if given_up && may_pass(&error) {
+                let misses =
+                    history.misses.entry(format!("{} {}", error.operation, error.resource));
+                let misses = misses.or_default();
+                *misses += 1;
+                given_up = *misses > MOST_MISSES;
+            }
+            if given_up {
                 history.refused.push((change.clone(), why.clone()));
             }
             Outcome { change, made: None, error: Some(why) }

@@ -12,9 +12,9 @@ pub mod release;
 mod report;
 pub mod status;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
-use cleanroom_cloud::{CloudError, Instance};
+use cleanroom_cloud::{CloudError, GroupId, Instance};
 use cleanroom_contract::CaseId;
 use futures_util::future::join_all;
 use tokio::{task::JoinHandle, time::timeout};
@@ -81,6 +81,8 @@ pub struct Request {
 /// # Errors
 /// When the instance is not to be contained. What fails after that is a shortfall of the report.
 pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> {
+    // Only containing takes a slot: whoever waits for snapshots keeps nobody else on the network.
+    let slot = run.shared.slots.acquire().await;
     let (case, ledger, how) = open(run, request).await?;
     how.told(&case);
     skewed(&case);
@@ -88,8 +90,9 @@ pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> 
         close_left_open(&case).await;
     }
     let opening = spawn(&case, &isolate::flush::Open);
-    let contained = contain(&case, run).await;
-    let preserved = finish(&case, run, contained.is_some(), opening).await;
+    let (contained, take) = contain(&case, run).await;
+    drop(slot);
+    let (contained, preserved) = finish(&case, run, contained, (opening, take)).await;
     let waiting = record::catch_up(&case).await + case.journal.catch_up().await;
     Ok(report::Report::of(&case, &how, (contained, preserved), waiting).await)
 }
@@ -147,9 +150,13 @@ async fn open(run: &Run, request: &Request) -> Result<(Case, Ledger, Opening), F
     let reason = request.reason.as_deref();
     let grounds = verify::decide(instance, &run.caller, &run.policy, reason)?;
     let reading = original::read(inventory, instance.clone(), &run.shared, run.bounds.original);
-    let (mut fresh, forensic, claimed) =
-        tokio::join!(reading, forensic_groups(run, instance), claim(run, request));
-    fresh.exclude(&forensic);
+    let (mut fresh, ours, claimed) =
+        tokio::join!(reading, own_groups(run, instance), claim(run, request));
+    match ours {
+        Ok(ours) => fresh.exclude(&ours),
+        // Never guessed: what might be ours is not recorded as the instance's own.
+        Err(why) => fresh.interfaces = Known::Unknown(why),
+    }
     let (journal, how) = claimed?;
     let body = Body::Opened {
         instance: instance.id.clone(),
@@ -178,14 +185,18 @@ async fn open(run: &Run, request: &Request) -> Result<(Case, Ledger, Opening), F
 }
 
 /// Groups of ours in the instance's VPC: an interface that has one is not in its original state.
-async fn forensic_groups(
-    run: &Run,
-    instance: &Instance,
-) -> std::collections::BTreeSet<cleanroom_cloud::GroupId> {
-    let Some(vpc) = &instance.vpc else { return std::collections::BTreeSet::new() };
-    let found = run.cloud.inventory.find_group(vpc, isolate::FORENSIC);
-    let found = timeout(run.bounds.original, found).await.ok().and_then(Result::ok).flatten();
-    found.into_iter().map(|group| group.id).collect()
+async fn own_groups(run: &Run, instance: &Instance) -> Result<BTreeSet<GroupId>, String> {
+    let Some(vpc) = &instance.vpc else { return Ok(BTreeSet::new()) };
+    let inventory = &run.cloud.inventory;
+    // A run that died may have left the group that allows everything: its name tells the case, which may be any of this
+    // instance's.
+    let tagged = instance.tags.get("cleanroom:case").map(|case| isolate::flush_name_of(case));
+    let names: Vec<_> =
+        [Some(isolate::FORENSIC.to_owned()), tagged].into_iter().flatten().collect();
+    let found = again(run.bounds.original, || {
+        futures_util::future::try_join_all(names.iter().map(|name| inventory.find_group(vpc, name)))
+    });
+    Ok(found.await?.into_iter().flatten().map(|group| group.id).collect())
 }
 
 /// Claims the instance and opens its log. Where the store fails, the case is weak.
@@ -238,14 +249,14 @@ async fn claim(run: &Run, request: &Request) -> Result<(Journal, Opening), FlowE
 
 /// A case at work.
 pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger: &Ledger) -> Case {
-    let done = ledger.outcomes.iter().filter(|o| o.error.is_none()).map(|o| o.change.clone());
     Case {
         scene: Scene {
             inventory: run.cloud.inventory.clone(),
             case: journal.case().clone(),
             instance: original.instance.id.clone(),
             original: Arc::new(original),
-            done: Arc::new(done.collect()),
+            done: Arc::new(ledger.changes()),
+            sets: Arc::new(ledger.sets.clone()),
             flushed: Arc::new(ledger.flushed.clone()),
             policy: Arc::new(run.policy.clone()),
             caller: run.caller.clone(),
@@ -268,8 +279,15 @@ pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
 /// Closes what an ended process left open, before anything else.
 pub(crate) async fn close_left_open(case: &Case) {
     match isolate::flush::close_open(case).await {
-        Ok(open) => {
-            for interface in open {
+        Ok(found) => {
+            for interface in found.open {
+                case.short(Shortfall {
+                    step: Step::Isolate,
+                    what: format!("{interface} is OPEN to all traffic, left so by a run that ended, and could not be closed"),
+                    advice: format!("give {interface} a security group without rules now, by hand"),
+                });
+            }
+            for interface in found.closed {
                 case.note(format!(
                     "{interface} was found open, left so by a run that ended; it is closed now"
                 ));
@@ -280,6 +298,9 @@ pub(crate) async fn close_left_open(case: &Case) {
         }
     }
 }
+
+/// A goal that is worked at beside its case.
+type Task = JoinHandle<Option<Ended>>;
 
 /// A goal worked at in a task of its own: who waits for it may stop waiting, and it goes on.
 fn spawn(case: &Case, goal: &'static dyn Goal) -> JoinHandle<Option<Ended>> {
@@ -305,7 +326,7 @@ async fn wait(
 }
 
 /// Isolates. Returns the seconds from the run's start until every interface was read back as isolated.
-async fn contain(case: &Case, run: &Run) -> Option<f64> {
+async fn contain(case: &Case, run: &Run) -> (Option<f64>, Task) {
     let bounds = &case.bounds;
     let mut guards = spawn(case, &protect::Guards);
     let mut scaling = spawn(case, &detach::Scaling);
@@ -344,10 +365,10 @@ async fn contain(case: &Case, run: &Run) -> Option<f64> {
     );
     let seconds = if isolates { cut(case, run).await } else { None };
     // What isolation no longer waited for is still under way.
-    for task in [guards, scaling, take] {
+    for task in [guards, scaling] {
         keep(case, task);
     }
-    seconds
+    (seconds, take)
 }
 
 /// Has a task that is still at work counted among those the case waits for in the end.
@@ -389,16 +410,17 @@ async fn cut(case: &Case, run: &Run) -> Option<f64> {
     Some(seconds)
 }
 
-/// Everything that isolation does not wait for. Returns the seconds until all snapshots were whole.
+/// Everything that isolation does not wait for. Returns the seconds until it was contained, looked at once more, and until
+/// all snapshots were whole.
 async fn finish(
     case: &Case,
     run: &Run,
-    contained: bool,
-    opening: JoinHandle<Option<Ended>>,
-) -> Option<f64> {
+    contained: Option<f64>,
+    (opening, take): (Task, Task),
+) -> (Option<f64>, Option<f64>) {
     let telling = async {
-        let milestone = if contained { Milestone::Contained } else { Milestone::Failed };
-        if contained || case.does(Step::Isolate) {
+        let milestone = if contained.is_some() { Milestone::Contained } else { Milestone::Failed };
+        if contained.is_some() || case.does(Step::Isolate) {
             notify::publish(case, milestone, &lines(case)).await;
         }
     };
@@ -411,16 +433,23 @@ async fn finish(
     let balancers = when(case, Step::Detach, ensure(case, &detach::Balancers, Direction::Respond));
     let revoking = when(case, Step::Revoke, revoke(case));
     let labels = when(case, Step::Tag, ensure(case, &tag::Labels, Direction::Respond));
-    let recording = when(case, Step::Record, record::run(case));
-    let (.., preserved) = tokio::join!(
+    let recording = when(case, Step::Record, async {
+        let _slot = case.scene.shared.records.acquire().await;
+        record::run(case).await;
+    });
+    // Credentials that were not denied yet may have attached another interface meanwhile.
+    let cutting = async {
+        tokio::join!(flushing, revoking);
+        if case.does(Step::Isolate) { look_again(case, contained).await } else { contained }
+    };
+    let (_, (), _, _, _, contained, preserved) = tokio::join!(
         hearing,
         telling,
-        flushing,
         balancers,
-        revoking,
         labels,
         recording,
-        preserve(case, run)
+        cutting,
+        preserve(case, run, take)
     );
     let tasks = std::mem::take(&mut *lock(&case.tasks));
     join_all(tasks).await;
@@ -428,7 +457,19 @@ async fn finish(
         notify::publish(case, Milestone::Preserved, &lines(case)).await;
     }
     end(case).await;
-    preserved
+    (contained, preserved)
+}
+
+/// Looks at every interface once more, and cuts what came since. What was contained stays so only where this is.
+async fn look_again(case: &Case, contained: Option<f64>) -> Option<f64> {
+    let cut = ensure(case, &isolate::Cut, Direction::Respond).await;
+    if !cut.outcomes.is_empty() {
+        case.note(
+            "an interface was not as it was left a moment before: it was cut again".to_owned(),
+        );
+        drop_tracked_now(case).await;
+    }
+    contained.filter(|_| cut.whole)
 }
 
 /// Logs what GuardDuty says against the instance, where it says something that is not in the log yet.
@@ -454,12 +495,28 @@ async fn when<T>(case: &Case, step: Step, work: impl Future<Output = T>) -> Opti
 }
 
 /// Drops tracked flows, once no public address leads here.
-async fn drop_tracked(case: &Case, opening: JoinHandle<Option<Ended>>) {
+async fn drop_tracked(case: &Case, opening: Task) {
     let _ = opening.await;
-    if let Err(why) = isolate::flush::settle_addresses(case).await {
-        case.note(why);
+    match isolate::flush::settle_addresses(case).await {
+        Ok(()) => drop_tracked_now(case).await,
+        Err(why) => case.short(Shortfall {
+            step: Step::Isolate,
+            what: format!(
+                "flows of {} that were tracked before the cut are not dropped: {why}",
+                case.scene.instance
+            ),
+            advice: "new flows are cut; run respond again once the address stays away".to_owned(),
+        }),
     }
+}
+
+async fn drop_tracked_now(case: &Case) {
+    // The group was made beside the first look; a cut since then may have made it necessary.
+    let mut fresh = case.clone();
+    fresh.scene.flushed = Arc::new(case.journal.ledger().await.flushed);
+    ensure(&fresh, &isolate::flush::Open, Direction::Respond).await;
     isolate::flush::run(case).await;
+    close_left_open(case).await;
     ensure(case, &isolate::Tidy, Direction::Respond).await;
 }
 
@@ -481,15 +538,19 @@ async fn revoke(case: &Case) {
     );
 }
 
-async fn preserve(case: &Case, run: &Run) -> Option<f64> {
+async fn preserve(case: &Case, run: &Run, take: Task) -> Option<f64> {
+    // A set that isolation did not wait for may still be in the making.
+    // Who waited for it to its end has it already.
+    if !take.is_finished() {
+        let _ = take.await;
+    }
     if !case.does(Step::Snapshot) {
         return None;
     }
-    // A set that isolation did not wait for may still be in the making.
     let settled = ensure(case, &snapshot::Settle, Direction::Respond).await;
     let goals: [&dyn Goal; 3] = [&snapshot::Rekey, &snapshot::Lock, &snapshot::Register];
     join_all(goals.map(|goal| ensure(case, goal, Direction::Respond))).await;
-    if !settled.whole {
+    if !settled.whole || !snapshot::log_preserved(case).await {
         return None;
     }
     let seconds = run.started.elapsed().as_secs_f64();
@@ -498,7 +559,6 @@ async fn preserve(case: &Case, run: &Run) -> Option<f64> {
         name: Milestone::Preserved.as_str(),
         seconds,
     });
-    snapshot::log_preserved(case).await;
     Some(seconds)
 }
 

@@ -123,6 +123,34 @@ impl std::fmt::Debug for Journal {
     }
 }
 
+/// Entries off the queue. They are others' too: where whoever writes them stops waiting, they go back.
+struct Taken<'q> {
+    queue: &'q std::sync::Mutex<Vec<Entry>>,
+    entries: Vec<Entry>,
+}
+
+impl<'q> Taken<'q> {
+    fn from(queue: &'q std::sync::Mutex<Vec<Entry>>) -> Self {
+        let mut waiting = lock(queue);
+        let count = waiting.len().min(MOST_ENTRIES);
+        let entries = waiting.drain(..count).collect();
+        Self { queue, entries }
+    }
+
+    fn written(mut self) {
+        self.entries.clear();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        lock(self.queue).splice(..0, self.entries.drain(..));
+    }
+}
+
+/// How far apart two events' numbers may be and still be of one log.
+const FARTHEST: u64 = 10_000;
+
 /// How many objects are read at once where another writer was first.
 const AHEAD: u64 = 8;
 
@@ -255,20 +283,14 @@ impl Journal {
     async fn drain(&self) {
         let mut head = self.head.lock().await;
         loop {
-            let mut entries = {
-                let mut queue = lock(&self.queue);
-                let count = queue.len().min(MOST_ENTRIES);
-                queue.drain(..count).collect::<Vec<_>>()
-            };
-            let (at, step, body) = match entries.len() {
-                0 => return,
-                1 => {
-                    let entry = entries.swap_remove(0);
-                    (entry.at, entry.step, entry.body)
-                }
-                _ => (entries[0].at, None, Body::Several { entries }),
+            let taken = Taken::from(&self.queue);
+            let (at, step, body) = match taken.entries.as_slice() {
+                [] => return,
+                [entry] => (entry.at, entry.step, entry.body.clone()),
+                several => (several[0].at, None, Body::Several { entries: several.to_vec() }),
             };
             self.append_locked(&mut head, (at, step), body, |_| false).await;
+            taken.written();
         }
     }
 
@@ -445,6 +467,15 @@ async fn load(store: &dyn Store, case: &CaseId) -> Result<Vec<Stored>, JournalEr
     let keys = store.list(&event::prefix(case), false).await.map_err(store_error)?;
     let mut numbers: Vec<_> = keys.iter().filter_map(|key| event::number(case, key)).collect();
     numbers.sort_unstable();
+    // A number far beyond the others is no event of ours: taken for the end of the chain, it would leave no room behind it.
+    let mut last = 0;
+    numbers.retain(|&number| {
+        let near = number - last <= FARTHEST;
+        if near {
+            last = number;
+        }
+        near
+    });
     let gets: Vec<_> = numbers
         .into_iter()
         .map(|number| async move {

@@ -18,7 +18,10 @@ use cleanroom_contract::{InstanceId, VolumeId};
 use futures_util::{StreamExt as _, future::join_all, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::{case::Shared, engine::again};
+use crate::{
+    case::{Shared, lock},
+    engine::again,
+};
 
 /// What could be read, or why it could not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,13 +234,18 @@ pub async fn target_index<'s>(
         let groups = groups.into_iter().filter(|g| matches!(g.kind.as_str(), "instance" | "ip"));
         let reads: Vec<_> = groups
             .map(|group| async move {
-                match inventory.targets(&group.arn).await {
-                    // One that was deleted since it was listed has no targets.
-                    Err(error) if error.kind == cleanroom_cloud::ErrorKind::NotFound => {
-                        Ok((group, Vec::new()))
-                    }
-                    targets => Ok((group, targets?)),
+                // What an attempt has learned before its time was up is not asked again.
+                let known = lock(&shared.targets).get(&group.arn).cloned();
+                if let Some(targets) = known {
+                    return Ok((group, targets));
                 }
+                let targets = match inventory.targets(&group.arn).await {
+                    // One that was deleted since it was listed has no targets.
+                    Err(error) if error.kind == cleanroom_cloud::ErrorKind::NotFound => Vec::new(),
+                    targets => targets?,
+                };
+                lock(&shared.targets).insert(group.arn.clone(), targets.clone());
+                Ok((group, targets))
             })
             .collect();
         let answers: Vec<_> = stream::iter(reads).buffered(16).collect().await;

@@ -19,14 +19,20 @@ const LATENCY: Duration = Duration::from_millis(50);
 fn reason(call: &CallRecord) -> &'static str {
     match (call.operation.as_str(), call.resource.as_str()) {
         ("sts:GetCallerIdentity", _) => "who calls: the account and Region of the claim",
-        ("ec2:DescribeInstances", _) => "the instance: there is nothing to claim before it is known",
+        ("ec2:DescribeInstances", _) => {
+            "the instance: there is nothing to claim before it is known"
+        }
         ("s3:PutObject", key) if key.starts_with("instances/") => "the claim: one case an instance",
         ("s3:PutObject", key) if key.ends_with("/000001.json") => {
             "the original state: recorded before anything is changed"
         }
         ("s3:PutObject", _) => "the log: intent before the act, result after",
-        ("ec2:DescribeNetworkInterfaces", _) => "a look at the interfaces, before the cut or after it",
-        (operation, _) if operation.contains("Describe") || operation.contains("Get") => "a look, before acting or after it",
+        ("ec2:DescribeNetworkInterfaces", _) => {
+            "a look at the interfaces, before the cut or after it"
+        }
+        (operation, _) if operation.contains("Describe") || operation.contains("Get") => {
+            "a look, before acting or after it"
+        }
         ("ec2:ModifyNetworkInterfaceAttribute", _) => "the cut",
         _ => "an act that isolation waits for",
     }
@@ -56,7 +62,8 @@ fn peak() -> Option<u64> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut out = std::io::stdout().lock();
-    let paused = || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let paused =
+        || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     writeln!(out, "at {} ms a call:", LATENCY.as_millis())?;
     for (name, world) in [
         ("one interface", World::plain()),
@@ -69,7 +76,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (took, calls) = paused()?.block_on(measure::fleet(200, 50, LATENCY));
     writeln!(out, "200 instances, 50 at a time     {:>6.2} s, {calls} calls", took.as_secs_f64())?;
     if let Some(peak) = peak() {
-        writeln!(out, "peak memory                     {peak:>6} MiB, the cloud in memory and its log of calls included")?;
+        writeln!(
+            out,
+            "peak memory                     {peak:>6} MiB, the cloud in memory and its log of calls included"
+        )?;
     }
     Ok(())
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use cleanroom_cloud::{Change, GroupId};
 use cleanroom_cloud_fake::{CallRecord, FakeCloud, INSTANCE, World};
 use cleanroom_contract::InstanceId;
-use cleanroom_controller::{case::Policy, steps::isolate::FORENSIC};
+use cleanroom_controller::{
+    case::{Policy, Shared},
+    steps::isolate::FORENSIC,
+};
 use futures_util::{StreamExt as _, stream};
 
 use crate::support::{respond_to, run};
@@ -39,12 +42,9 @@ pub(crate) async fn one(world: World, latency: Duration) -> Times {
         .filter(|c| c.operation == "ec2:DescribeNetworkInterfaces")
         .find(|c| c.ended.is_some_and(|ended| ended.abs_diff(contained) < Duration::from_millis(2)))
         .expect("the read-back is a call");
-    let groups: std::collections::BTreeSet<GroupId> = cloud.with(|w| {
-        w.groups.values().filter(|g| g.name == FORENSIC).map(|g| g.id.clone()).collect()
-    });
-    let cut = |c: &&CallRecord| {
-        matches!(&c.change, Some(Change::SetGroups { groups: to, .. }) if *to == groups)
-    };
+    let groups: std::collections::BTreeSet<GroupId> = cloud
+        .with(|w| w.groups.values().filter(|g| g.name == FORENSIC).map(|g| g.id.clone()).collect());
+    let cut = |c: &&CallRecord| matches!(&c.change, Some(Change::SetGroups { groups: to, .. }) if *to == groups);
     let last = calls.iter().filter(cut).filter_map(|c| c.ended).max().expect("it was cut");
     Times {
         contained,
@@ -66,8 +66,10 @@ pub(crate) async fn fleet(count: u16, concurrency: usize, latency: Duration) -> 
     let mut run = run(&cloud, Policy::default(), None).await;
     // CloudTrail's limit of two questions a second is for the account: 200 instances take it 200 seconds.
     run.policy.event_pages = 0;
+    run.shared = std::sync::Arc::new(Shared::with_slots(concurrency));
     let responses = ids.iter().map(|id| respond_to(&run, id));
-    let reports: Vec<_> = stream::iter(responses).buffer_unordered(concurrency).collect().await;
+    let reports: Vec<_> =
+        stream::iter(responses).buffer_unordered(usize::from(count)).collect().await;
     for report in reports {
         let report = report.expect("not refused");
         assert!(report.is_whole(), "{report:#?}");

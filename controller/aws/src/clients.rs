@@ -157,6 +157,12 @@ impl Clients {
         let s3 = config!(aws_sdk_s3, shared, calls, Way::patient())
             .force_path_style(has_own_s3_endpoint(shared))
             .build();
+        // A topic answers in its own Region only.
+        let sns = config!(aws_sdk_sns, shared, calls, Way::patient());
+        let sns = match topic.as_deref().and_then(region_of) {
+            Some(region) => sns.region(aws_sdk_sns::config::Region::new(region.to_owned())),
+            None => sns,
+        };
         Self {
             ec2: client!(aws_sdk_ec2, shared, calls, Way::patient()),
             ec2_once: client!(aws_sdk_ec2, shared, calls, Way::once()),
@@ -167,7 +173,7 @@ impl Clients {
             elb: client!(aws_sdk_elasticloadbalancing, shared, calls, Way::patient()),
             iam: client!(aws_sdk_iam, shared, calls, Way::patient()),
             s3: aws_sdk_s3::Client::from_conf(s3),
-            sns: client!(aws_sdk_sns, shared, calls, Way::patient()),
+            sns: aws_sdk_sns::Client::from_conf(sns.build()),
             sts: client!(aws_sdk_sts, shared, calls, Way::patient()),
             kms: client!(aws_sdk_kms, shared, calls, Way::patient()),
             cloudtrail: client!(aws_sdk_cloudtrail, shared, calls, Way::patient()),
@@ -180,6 +186,11 @@ impl Clients {
             calls,
         }
     }
+}
+
+/// The Region of an ARN.
+fn region_of(arn: &str) -> Option<&str> {
+    arn.split(':').nth(3).filter(|region| !region.is_empty())
 }
 
 /// Whether S3 is reached under an address of the user's own (`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_S3`, or the profile).

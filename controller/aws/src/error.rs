@@ -160,6 +160,8 @@ fn kind_of(code: &str, status: u16) -> ErrorKind {
     if status == 429
         || starts(&["Throttl", "TooManyRequests", "SlowDown", "RequestThrottled", "EC2Throttled"])
         || has(&["RequestLimitExceeded", "RateExceeded", "BandwidthLimitExceeded"])
+        // Another snapshot of the volume is on its way: that passes.
+        || code == "ConcurrentSnapshotLimitExceeded"
     {
         return ErrorKind::Throttled;
     }

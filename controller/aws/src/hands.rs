@@ -18,7 +18,7 @@ use aws_sdk_ec2::{
         InstanceMetadataEndpointState, ResourceType, Tag, TagSpecification,
     },
 };
-use cleanroom_cloud::{AssociationId, Change, ErrorKind, Hands, Made, Result, Tags};
+use cleanroom_cloud::{AssociationId, Change, CloudError, ErrorKind, Hands, Made, Result, Tags};
 use cleanroom_contract::InstanceId;
 
 use crate::{
@@ -217,7 +217,13 @@ async fn associate_profile(
                 let name = a.profile.rsplit('/').next();
                 a.active && (a.profile == profile || name == Some(profile))
             });
-            same.map(|a| Made::Association(a.id)).ok_or(error)
+            // One that is still coming off is in the way for some seconds: asked again, it is gone.
+            let passing = error.code == "IncorrectState";
+            same.map(|a| Made::Association(a.id)).ok_or(if passing {
+                CloudError { kind: ErrorKind::Throttled, ..error }
+            } else {
+                error
+            })
         }
         Err(error) => Err(error),
     }

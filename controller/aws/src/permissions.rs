@@ -232,9 +232,14 @@ pub const TABLE: &[Operation] = table! {
 
 /// Actions that are allowed under a condition only: the action, the kind of condition, the key, and its value. Under it
 /// they do all that this program needs, and not under it they could make the caller more than it is.
-const CONDITIONS: &[(&str, &str, &str, &str)] = &[
-    ("iam:PassRole", "StringEquals", "iam:PassedToService", "ec2.amazonaws.com"),
-    ("kms:CreateGrant", "Bool", "kms:GrantIsForAWSResource", "true"),
+pub(crate) const CONDITIONS: &[(&str, &str, &str, &[&str])] = &[
+    (
+        "iam:PassRole",
+        "StringEquals",
+        "iam:PassedToService",
+        &["ec2.amazonaws.com", "ec2.amazonaws.com.cn"],
+    ),
+    ("kms:CreateGrant", "Bool", "kms:GrantIsForAWSResource", &["true"]),
 ];
 
 /// The prefix that IAM has for a service, by the SDK's name of the service. Both kinds of load balancer share one.

@@ -148,6 +148,21 @@ pub(crate) async fn topic(clients: &Clients) -> Result<Option<String>> {
     Ok(Some(topic.to_owned()))
 }
 
+/// What holds when this program acts: actions that the policy allows under a condition only are asked for under it.
+fn context() -> Vec<ContextEntry> {
+    let entry = |(_, kind, key, values): &(&str, &str, &str, &[&str])| {
+        let kind =
+            if *kind == "Bool" { ContextKeyTypeEnum::Boolean } else { ContextKeyTypeEnum::String };
+        let value = values.first().copied().unwrap_or_default();
+        ContextEntry::builder()
+            .context_key_name(*key)
+            .context_key_type(kind)
+            .context_key_values(value)
+            .build()
+    };
+    CONDITIONS.iter().map(entry).collect()
+}
+
 /// Which of the actions the caller's role or user may do on anything, in the order they were given.
 pub(crate) async fn permissions(clients: &Clients, actions: &[String]) -> Result<Vec<Permission>> {
     const OPERATION: &str = "iam:SimulatePrincipalPolicy";
@@ -159,6 +174,7 @@ pub(crate) async fn permissions(clients: &Clients, actions: &[String]) -> Result
             .simulate_principal_policy()
             .policy_source_arn(&principal)
             .set_action_names(Some(some.to_vec()))
+            .set_context_entries(Some(context()))
             .into_paginator()
             .send();
         for page in pages::all(OPERATION, &principal, stream).await? {

@@ -147,17 +147,19 @@ impl Store for S3Store {
             };
             match error.code.as_str() {
                 "PreconditionFailed" => return Ok(Put::Exists),
-                // A bucket without Object Lock is weak evidence, and better than none. So is an object that the caller may
-                // write and not hold.
-                _ if held && !error.is_transient() => {
-                    self.holds_refused.store(true, Ordering::Relaxed);
-                }
                 // Somebody else writes the key at this moment (S3 user guide, "conditional writes"). Who wins is
                 // known when that write ends: asked again, the answer is one of the two above.
                 "ConditionalRequestConflict" if attempt < WRITE_ATTEMPTS => {
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                     attempt += 1;
+                }
+                // A bucket without Object Lock is weak evidence, and better than none; so is an object that the caller may
+                // write and not hold.
+                _ if held
+                    && (error.code == "InvalidRequest" || error.kind == ErrorKind::Denied) =>
+                {
+                    self.holds_refused.store(true, Ordering::Relaxed);
                 }
                 _ => return Err(error),
             }

@@ -18,7 +18,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
     /// It has no form that names an instance.
-    #[error("{0:?} names no instance: give its id (i- and 8 or 17 hexadecimal digits), ARN, address or Name tag")]
+    #[error(
+        "{0:?} names no instance: give its id (i- and 8 or 17 hexadecimal digits), ARN, address or Name tag"
+    )]
     Malformed(String),
     /// An ARN of something else, or of another account or Region.
     #[error("{arn}: {why}")]

@@ -109,13 +109,13 @@ async fn known(run: &Run, instance: &Instance) -> (CaseId, Ledger, Vec<String>) 
 }
 
 fn scene(run: &Run, case: CaseId, original: Original, ledger: &Ledger) -> Scene {
-    let done = ledger.outcomes.iter().filter(|o| o.error.is_none()).map(|o| o.change.clone());
     Scene {
         inventory: run.cloud.inventory.clone(),
         case,
         instance: original.instance.id.clone(),
         original: std::sync::Arc::new(original),
-        done: std::sync::Arc::new(done.collect()),
+        done: std::sync::Arc::new(ledger.changes()),
+        sets: std::sync::Arc::new(ledger.sets.clone()),
         flushed: std::sync::Arc::new(ledger.flushed.clone()),
         policy: std::sync::Arc::new(run.policy.clone()),
         caller: run.caller.clone(),

@@ -66,12 +66,12 @@ fn goals() -> [&'static dyn Goal; 11] {
 /// # Errors
 /// When there is no such case, it was released already, or its log can not be read.
 pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
-    let (case, _, known) = find::open(run, id).await?;
+    let (case, ledger, known) = find::open(run, id).await?;
     if known.released {
         return Err(FlowError::Case(format!("case {id} was released already")));
     }
     super::close_left_open(&case).await;
-    let (drift, unknown) = status::drift(&case).await;
+    let (drift, unknown) = status::drift(&case, &ledger).await;
     let notes = std::mem::take(&mut *lock(&case.notes));
     let mut proposal = Proposal { changes: Vec::new(), drift, short: unknown, notes, case, known };
     let unread = proposal.case.scene.original.unknown();

@@ -41,6 +41,8 @@ pub struct Status {
     pub state: State,
     /// Interfaces that were found open, and are closed now: the first thing to tell.
     pub found_open: Vec<String>,
+    /// Interfaces that are open and could not be closed: before everything else.
+    pub still_open: Vec<String>,
     /// What is not as it was left, and would be done again.
     pub drift: Vec<String>,
     /// What is not done.
@@ -73,9 +75,12 @@ pub(super) fn containment() -> [&'static dyn Goal; 7] {
 }
 
 /// What is not as the response left it, and what could not be looked at.
-pub(super) async fn drift(case: &Case) -> (Vec<String>, Vec<String>) {
-    let looks = containment()
-        .map(|goal| async move { (goal, goal.look(&case.scene, &History::default()).await) });
+///
+/// Only of steps that the response was asked for: what was never done is not undone.
+pub(super) async fn drift(case: &Case, ledger: &Ledger) -> (Vec<String>, Vec<String>) {
+    let asked = containment().into_iter().filter(|goal| ledger.steps.contains(&goal.step()));
+    let looks =
+        asked.map(|goal| async move { (goal, goal.look(&case.scene, &History::default()).await) });
     let mut drift = Vec::new();
     let mut unknown = Vec::new();
     for (goal, seen) in futures_util::future::join_all(looks).await {
@@ -108,6 +113,7 @@ pub async fn of(run: &Run, known: &find::Known) -> Result<Status, FlowError> {
         instance: case.scene.instance.clone(),
         state: State::Open,
         found_open: Vec::new(),
+        still_open: Vec::new(),
         drift: Vec::new(),
         shortfalls: ledger.shortfalls.clone(),
         unknown: Vec::new(),
@@ -122,11 +128,16 @@ pub async fn of(run: &Run, known: &find::Known) -> Result<Status, FlowError> {
         return Ok(status);
     }
     match isolate::flush::close_open(&case).await {
-        Ok(open) => status.found_open = open.iter().map(ToString::to_string).collect(),
+        Ok(found) => {
+            status.found_open = found.closed.iter().map(ToString::to_string).collect();
+            status.still_open = found.open.iter().map(ToString::to_string).collect();
+        }
         Err(error) => status.unknown.push(format!("whether an interface is open: {error}")),
     }
     if ledger.contained_at.is_some() {
-        (status.drift, status.unknown) = drift(&case).await;
+        let (drift, unknown) = drift(&case, &ledger).await;
+        status.drift = drift;
+        status.unknown.extend(unknown);
     }
     status.state = judge(&ledger, &status);
     Ok(status)

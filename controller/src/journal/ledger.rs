@@ -2,10 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cleanroom_cloud::Change;
 use cleanroom_contract::Timestamp;
 
 use super::event::{Body, CustodyEvent, Exhibit, Outcome};
-use crate::{case::Shortfall, original::Original, steps::revoke::not_cut::Survivor};
+use crate::{
+    case::{Shortfall, Step},
+    original::Original,
+    steps::revoke::not_cut::Survivor,
+};
 
 /// The state that the events tell of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +21,12 @@ pub struct Ledger {
     pub grounds: Vec<String>,
     /// A person's reason.
     pub reason: Option<String>,
+    /// The steps that something was announced or reached for.
+    pub steps: BTreeSet<Step>,
+    /// Changes that were announced, in order.
+    pub intended: Vec<Change>,
+    /// The calls by which snapshots were to be taken, as their tag names them.
+    pub sets: BTreeSet<String>,
     /// Interfaces whose tracked flows were dropped.
     pub flushed: BTreeSet<String>,
     /// Goals that were read back as reached, `step:goal`, and when first.
@@ -51,16 +62,32 @@ pub struct Ledger {
 impl Ledger {
     /// Takes one more event into account.
     pub fn take(&mut self, event: &CustodyEvent) {
-        for (at, _, body) in event.entries() {
-            self.take_entry(at, body);
+        for (at, step, body) in event.entries() {
+            if matches!(body, Body::Intent { .. } | Body::Reached { .. } | Body::Contained { .. }) {
+                self.steps.extend(step);
+            }
+            self.take_entry(at, event.late, body);
         }
     }
 
-    fn take_entry(&mut self, at: Timestamp, body: &Body) {
+    /// What was done, or may have been: all that was announced but for what was refused. Who undoes it looks at the world
+    /// before each, so one too many does no harm.
+    #[must_use]
+    pub fn changes(&self) -> Vec<Change> {
+        let was = |change: &&Change, error: bool| {
+            self.outcomes.iter().any(|o| o.change == **change && o.error.is_some() == error)
+        };
+        let done = |change: &&Change| was(change, false) || !was(change, true);
+        self.intended.iter().filter(done).cloned().collect()
+    }
+
+    fn take_entry(&mut self, at: Timestamp, late: bool, body: &Body) {
         match body {
             Body::Opened { original, grounds, reason, .. } => {
                 // A second one comes from a writer that had not seen the first.
-                if self.original.is_none() {
+                // One that comes late tells of an earlier moment.
+                let earlier = late && self.opened_at.is_some_and(|opened| at < opened);
+                if self.original.is_none() || earlier {
                     self.original = Some((**original).clone());
                     self.opened_at = Some(at);
                     self.grounds.clone_from(grounds);
@@ -73,8 +100,15 @@ impl Ledger {
                 self.grounds.extend(new);
             }
             // Entries are never nested.
-            Body::Intent { .. } | Body::Several { .. } => {}
+            Body::Several { .. } => {}
+            Body::Intent { changes, .. } => self.intend(changes),
             Body::Done { outcomes, .. } | Body::Acted { outcomes, .. } => {
+                // New groups let new flows be tracked.
+                for outcome in outcomes {
+                    if let Change::SetGroups { interface, .. } = &outcome.change {
+                        self.flushed.remove(interface.as_str());
+                    }
+                }
                 self.outcomes.extend(outcomes.iter().cloned());
             }
             Body::Reached { goal } => {
@@ -104,6 +138,20 @@ impl Ledger {
             Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),
             Body::Released { .. } => self.released_at = Some(at),
             Body::Closed { .. } => self.closed_at = Some(at),
+        }
+    }
+
+    fn intend(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Change::CreateSnapshots { tags, .. } | Change::CreateSnapshot { tags, .. } =
+                change
+                && let Some(set) = tags.get(crate::steps::snapshot::SET)
+            {
+                self.sets.insert(set.clone());
+            }
+            if !self.intended.contains(change) {
+                self.intended.push(change.clone());
+            }
         }
     }
 

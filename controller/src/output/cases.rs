@@ -32,6 +32,14 @@ fn state(state: State) -> (&'static str, fn(Palette, &str) -> String) {
 pub(crate) fn statuses(all: &[Status], palette: Palette, width: usize) -> String {
     let mut out = String::new();
     for status in all {
+        for interface in &status.still_open {
+            let text = format!(
+                "!!! {} of {} IS OPEN TO ALL TRAFFIC and could not be closed: give it a security group without rules now",
+                printable(interface),
+                status.instance
+            );
+            let _ = writeln!(out, "{}", palette.bad(&text));
+        }
         for interface in &status.found_open {
             let text = format!(
                 "!!! {} of {} WAS OPEN TO ALL TRAFFIC, left so by a run that ended; it is closed now",
@@ -219,6 +227,7 @@ mod tests {
             instance: "i-0123456789abcdef0".parse().expect("an id"),
             state,
             found_open: Vec::new(),
+            still_open: Vec::new(),
             drift: Vec::new(),
             shortfalls: Vec::new(),
             unknown: Vec::new(),

@@ -62,6 +62,7 @@ pub(super) async fn status(
     warn(&odd);
     let short = |status: &Status| {
         !status.found_open.is_empty()
+            || !status.still_open.is_empty()
             || matches!(status.state, State::Open | State::Partial | State::Drifted)
     };
     Ok(match (failed, all.iter().any(short) || !odd.is_empty()) {

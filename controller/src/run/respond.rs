@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    sync::Arc,
     time::Duration,
 };
 
@@ -9,7 +10,7 @@ use anyhow::Context as _;
 use cleanroom_cloud::Instance;
 use cleanroom_contract::{InstanceId, printable};
 use cleanroom_controller::{
-    case::{Run, Step},
+    case::{Run, Shared, Step},
     flow::{self, FlowError, Report, Request},
     progress::{Event, Progress},
     steps::isolate::NOT_CUT,
@@ -54,7 +55,8 @@ pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> 
     let key = session.settings.kms_key.as_ref().map(|key| key.value.clone());
     let policy = settings::policy(steps, &args.evidence, &session.file, key);
     let (progress, events) = Progress::channel(DEPTH);
-    let run = session.run(policy, progress)?;
+    let mut run = session.run(policy, progress)?;
+    run.shared = Arc::new(Shared::with_slots(usize::from(args.concurrency)));
     let mut signals = Signals::take().context("take over signals")?;
 
     let stderr = io::stderr().is_terminal();
@@ -115,9 +117,11 @@ impl Crew<'_> {
         mut events: mpsc::Receiver<Event>,
         done: &mut Vec<Outcome>,
     ) {
+        let count = instances.len();
         let mut at_work = stream::iter(instances)
             .map(|instance| self.one(instance))
-            .buffer_unordered(usize::from(self.args.concurrency));
+            // All at once: how many are contained at a time is the run's to say.
+            .buffer_unordered(count.max(1));
         loop {
             tokio::select! {
                 biased;

@@ -6,7 +6,10 @@
 
 pub mod flush;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
@@ -20,7 +23,8 @@ use crate::case::{Assessment, Goal, History, Scene, Shortfall, Step};
 pub const FORENSIC: &str = "cleanroom-forensic";
 
 /// What containment does not surely cut, for the report.
-pub const NOT_CUT: [&str; 4] = [
+pub const NOT_CUT: [&str; 5] = [
+    "branch interfaces behind a trunk (pods of EKS and tasks of ECS that have security groups of their own), which are not attached to the instance itself",
     "flows through NAT gateways, network and gateway load balancers, Global Accelerator, Network Firewall and transit gateways, and ICMP, which stay tracked whatever the rules",
     "the VPC's resolver, the metadata service, DHCP and the time service, which no security group filters: DNS can carry data out until a person adds a resolver DNS firewall rule, which holds for the whole VPC",
     "sessions chained with AssumeRole, and keys or users that the instance's role made: they are listed, and `cleanroom revoke --principal` cuts them",
@@ -30,7 +34,13 @@ pub const NOT_CUT: [&str; 4] = [
 /// The name of the group by which a case drops tracked flows.
 #[must_use]
 pub fn flush_name(scene: &Scene) -> String {
-    format!("cleanroom-flush-{}", scene.case)
+    flush_name_of(scene.case.as_str())
+}
+
+/// The same for a case by its name.
+#[must_use]
+pub fn flush_name_of(case: &str) -> String {
+    format!("cleanroom-flush-{case}")
 }
 
 /// What a plan calls a group that is yet to be made.
@@ -135,9 +145,22 @@ impl Goal for Cut {
         let (interfaces, groups) = world(scene).await?;
         let mut seen = Assessment::default();
         prepare(scene, &groups, &mut seen);
-        let making = !seen.now.is_empty();
+        // What an instance that runs has shown before does not vanish: the look came too early or too late.
+        let had = scene.original.groups();
+        if interfaces.is_empty() && !had.is_empty() && !scene.original.instance.state.is_ending() {
+            seen.waiting = Some(("its interfaces to show".to_owned(), Duration::from_secs(30)));
+        }
         for interface in &interfaces {
             let group = groups.get(&interface.vpc).and_then(Option::as_ref);
+            // Each VPC by itself: one whose group can not be made keeps no other interface connected. A group that could
+            // not be emptied is still narrower than what the interface has.
+            let making = match group {
+                None => true,
+                Some(group) => {
+                    let empty = Change::EmptyGroup { group: group.id.clone() };
+                    !group.rules.is_empty() && history.refusal(|c| *c == empty).is_none()
+                }
+            };
             let group = group.map_or_else(|| promised(&interface.vpc), |g| g.id.clone());
             let wanted = BTreeSet::from([group]);
             if interface.groups == wanted {
@@ -250,7 +273,7 @@ impl Goal for Addresses {
                     });
                 } else if seen.now.is_empty() && seen.waiting.is_none() {
                     let what = format!("{} to leave {}", address.public, interface.id);
-                    seen.waiting = Some((what, std::time::Duration::from_secs(60)));
+                    seen.waiting = Some((what, Duration::from_secs(60)));
                 }
             }
             if !interface.ipv6.is_empty() {

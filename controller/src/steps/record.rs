@@ -208,6 +208,8 @@ async fn keep(case: &Case, name: &str, answer: Answer) -> Option<Exhibit> {
         stored = create(case, &file, &answer.bytes).await;
     }
     if let Err(error) = stored {
+        // Another run may have stored an answer under the plain name meanwhile.
+        file = format!("{name}-{short}.{}", answer.extension);
         let kept = case.journal.spool().keep_object(&case.scene.case, &file, &answer.bytes);
         if kept.is_none() {
             case.short(Shortfall {
@@ -252,9 +254,18 @@ pub async fn catch_up(case: &Case) -> usize {
     let mut waiting = 0;
     for (name, bytes) in spool.objects(&case.scene.case) {
         let key = format!("{}{name}", prefix(case));
-        match case.store.create(&key, bytes).await {
-            Ok(_) => spool.discard_object(&case.scene.case, &name),
-            Err(_) => waiting += 1,
+        // Discarded only once these very bytes are there.
+        let kept = match case.store.create(&key, bytes.clone()).await {
+            Ok(Put::Created) => true,
+            Ok(Put::Exists) => {
+                case.store.get(&key).await.is_ok_and(|there| there.as_ref() == Some(&bytes))
+            }
+            Err(_) => false,
+        };
+        if kept {
+            spool.discard_object(&case.scene.case, &name);
+        } else {
+            waiting += 1;
         }
     }
     waiting

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The tag that says which call made a snapshot.
-const SET: &str = "cleanroom:set";
+pub const SET: &str = "cleanroom:set";
 /// The tag that says which snapshot a copy was made from.
 const COPY_OF: &str = "cleanroom:copy-of";
 /// How many sets a case may begin where all before have failed.
@@ -31,6 +31,8 @@ pub struct Sets {
     pub evidence: BTreeMap<VolumeId, Snapshot>,
     /// Good snapshots beside it.
     pub surplus: Vec<SnapshotId>,
+    /// Snapshots that carry the case's tag, and were not taken by it.
+    pub foreign: Vec<SnapshotId>,
     /// Snapshots that failed, for good.
     pub failed: Vec<SnapshotId>,
     /// Copies under the case's own key, by what they were copied from.
@@ -42,19 +44,29 @@ pub struct Sets {
 /// Sorts a case's snapshots into sets. Volumes of an instance that is ending are taken `apart`, each by a call of its own: then
 /// each volume's earliest good snapshot is the evidence.
 #[must_use]
-pub fn judge(snapshots: &[Snapshot], volumes: &BTreeSet<VolumeId>, apart: bool) -> Sets {
+pub fn judge(
+    snapshots: &[Snapshot],
+    volumes: &BTreeSet<VolumeId>,
+    apart: bool,
+    ours: impl Fn(&str) -> bool,
+) -> Sets {
     let mut sets = Sets::default();
     let mut calls = BTreeMap::<&str, Vec<&Snapshot>>::new();
     for snapshot in snapshots {
-        if let Some(from) = snapshot.tags.get(COPY_OF) {
-            if snapshot.state != SnapshotState::Error {
+        // What a call of ours made is never a copy, whatever else its tags say.
+        let copy_of = snapshot.tags.get(COPY_OF).filter(|_| !snapshot.tags.contains_key(SET));
+        if let Some(from) = copy_of {
+            // The latest holds; where it failed, so does the key, and another copy would fail too.
+            let better = sets.copies.get(from).is_none_or(|c| c.state == SnapshotState::Error);
+            if better {
                 sets.copies.insert(from.clone(), snapshot.clone());
             }
             continue;
         }
-        // A snapshot that somebody else takes may copy the case's tag from its volume: one of ours names its call.
-        if let Some(call) = snapshot.tags.get(SET) {
-            calls.entry(call.as_str()).or_default().push(snapshot);
+        // Tags are hints, and whoever broke in may write them: one of ours names a call that the log tells of.
+        match snapshot.tags.get(SET) {
+            Some(call) if ours(call) => calls.entry(call.as_str()).or_default().push(snapshot),
+            _ => sets.foreign.push(snapshot.id.clone()),
         }
     }
     sets.calls = calls.len();
@@ -87,29 +99,40 @@ pub fn judge(snapshots: &[Snapshot], volumes: &BTreeSet<VolumeId>, apart: bool) 
     sets
 }
 
-/// The volumes to preserve: those the instance had, and for one that is ending those that are still there.
-async fn volumes(scene: &Scene) -> Result<(BTreeSet<VolumeId>, bool)> {
-    let had = scene.original.volumes();
-    let ending = match scene.inventory.get_instance(&scene.instance).await {
+/// What there is to preserve.
+struct Targets {
+    /// The volumes that the instance had and those it has, as far as they exist.
+    volumes: BTreeSet<VolumeId>,
+    /// Whether no one call can take them all: the instance is ending, or some are no longer attached to it.
+    apart: bool,
+    /// Whether the instance is ending.
+    ending: bool,
+}
+
+async fn targets(scene: &Scene) -> Result<Targets> {
+    let had: Vec<_> = scene.original.volumes().into_iter().collect();
+    let (instance, there, attached) = tokio::join!(
+        scene.inventory.get_instance(&scene.instance),
+        scene.inventory.volumes(&had),
+        scene.inventory.attached_volumes(&scene.instance),
+    );
+    let ending = match instance {
         Err(error) if error.kind == ErrorKind::NotFound => true,
         instance => instance?.state.is_ending(),
     };
-    if !ending {
-        return Ok((had, false));
-    }
-    let mut there: BTreeSet<_> = {
-        let had: Vec<_> = had.into_iter().collect();
-        scene.inventory.volumes(&had).await?.into_iter().map(|v| v.id).collect()
-    };
-    let attached = scene.inventory.attached_volumes(&scene.instance).await?;
-    there.extend(attached.into_iter().map(|v| v.id));
-    Ok((there, true))
+    let attached: BTreeSet<_> = attached?.into_iter().map(|v| v.id).collect();
+    let mut volumes: BTreeSet<_> = there?.into_iter().map(|v| v.id).collect();
+    let apart = ending || !volumes.is_subset(&attached);
+    volumes.extend(attached);
+    Ok(Targets { volumes, apart, ending })
 }
 
-async fn sets(scene: &Scene) -> Result<(Sets, BTreeSet<VolumeId>, bool)> {
-    let (volumes, snapshots) = tokio::join!(volumes(scene), scene.inventory.snapshots(&scene.case));
-    let (volumes, ending) = volumes?;
-    Ok((judge(&snapshots?, &volumes, ending), volumes, ending))
+async fn sets(scene: &Scene) -> Result<(Sets, Targets)> {
+    let (targets, snapshots) = tokio::join!(targets(scene), scene.inventory.snapshots(&scene.case));
+    let targets = targets?;
+    let ours =
+        |call: &str| scene.sets.contains(call) || call.starts_with(&format!("{}-", scene.nonce));
+    Ok((judge(&snapshots?, &targets.volumes, targets.apart, ours), targets))
 }
 
 /// Snapshots of every volume have begun: their content is fixed.
@@ -127,14 +150,24 @@ impl Goal for Take {
     }
 
     async fn look(&self, scene: &Scene, history: &History) -> Result<Assessment> {
-        let (sets, volumes, ending) = sets(scene).await?;
+        let (sets, Targets { volumes, apart, .. }) = sets(scene).await?;
         let mut seen = Assessment::default();
         if volumes.is_empty() {
             seen.notes.push("there is no EBS volume to snapshot".to_owned());
             return Ok(seen);
         }
+        if !sets.foreign.is_empty() {
+            seen.notes.push(format!(
+                "snapshots that carry the case's tag and are not the case's: {}",
+                join(&sets.foreign)
+            ));
+        }
         let lacking: Vec<_> = volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).collect();
-        if !lacking.is_empty() && sets.calls >= MOST_SETS && !ending {
+        if lacking.is_empty() {
+            return Ok(seen);
+        }
+        let most = if apart { MOST_SETS * volumes.len() } else { MOST_SETS };
+        if sets.calls >= most {
             seen.short.push(Shortfall {
                 step: Step::Snapshot,
                 what: format!(
@@ -150,25 +183,23 @@ impl Goal for Take {
         let call = history.applied.len() + sets.calls + 1;
         tags.insert(SET.to_owned(), format!("{}-{call}", scene.nonce));
         let description = format!("Cleanroom {} of {}", scene.case, scene.instance);
-        if ending {
-            let snapped: BTreeSet<_> = sets.evidence.keys().collect();
-            seen.now.extend(volumes.iter().filter(|v| !snapped.contains(v)).map(|volume| {
+        if apart {
+            seen.now.extend(lacking.into_iter().map(|volume| {
                 let (description, tags) = (description.clone(), tags.clone());
                 Change::CreateSnapshot { volume: volume.clone(), description, tags }
             }));
-        } else if !lacking.is_empty() {
-            let refused = history.refusal(|c| matches!(c, Change::CreateSnapshots { .. }));
-            let instance = scene.instance.clone();
-            match refused {
-                Some(why) => seen.short.push(Shortfall {
-                    step: Step::Snapshot,
-                    what: format!("the volumes of {instance} have no snapshots: {why}"),
-                    advice:
-                        "the volumes are kept on termination; run respond again once that is mended"
-                            .to_owned(),
-                }),
-                None => seen.now.push(Change::CreateSnapshots { instance, description, tags }),
-            }
+            return Ok(seen);
+        }
+        let instance = scene.instance.clone();
+        match history.refusal(|c| matches!(c, Change::CreateSnapshots { .. })) {
+            Some(why) => seen.short.push(Shortfall {
+                step: Step::Snapshot,
+                what: format!("the volumes of {instance} have no snapshots: {why}"),
+                advice:
+                    "the volumes are kept on termination; run respond again once that is mended"
+                        .to_owned(),
+            }),
+            None => seen.now.push(Change::CreateSnapshots { instance, description, tags }),
         }
         Ok(seen)
     }
@@ -195,7 +226,7 @@ impl Goal for Settle {
     }
 
     async fn look(&self, scene: &Scene, _history: &History) -> Result<Assessment> {
-        let (sets, volumes, _) = sets(scene).await?;
+        let (sets, Targets { volumes, .. }) = sets(scene).await?;
         let mut seen = Assessment::default();
         let lacking: Vec<_> = volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).collect();
         if !lacking.is_empty() {
@@ -256,7 +287,13 @@ impl Goal for Rekey {
                 Err(_) => "which can not be looked at",
             };
             if let Some(copy) = sets.copies.get(snapshot.id.as_str()) {
-                if copy.state == SnapshotState::Pending {
+                if copy.state == SnapshotState::Error {
+                    seen.short.push(Shortfall {
+                        step: Step::Snapshot,
+                        what: format!("{} depends on key {key}, {why}: its copy {} failed", snapshot.id, copy.id),
+                        advice: "look at the rights to both keys; delete the failed copy, and run respond again".to_owned(),
+                    });
+                } else if copy.state == SnapshotState::Pending {
                     let what = format!("copy {} of {} to complete", copy.id, snapshot.id);
                     seen.waiting = Some((what, patience(&sets.evidence)));
                 }
@@ -291,7 +328,8 @@ impl Goal for Lock {
         let mut seen = Assessment::default();
         let Some(days) = scene.policy.lock_days else { return Ok(seen) };
         let (sets, ..) = sets(scene).await?;
-        let all = sets.evidence.values().chain(sets.copies.values()).filter(|s| !s.locked);
+        let whole = |s: &&Snapshot| !s.locked && s.state != SnapshotState::Error;
+        let all = sets.evidence.values().chain(sets.copies.values()).filter(whole);
         seen.now.extend(all.map(|s| Change::LockSnapshot { snapshot: s.id.clone(), days }));
         Ok(seen)
     }
@@ -317,7 +355,7 @@ impl Goal for Register {
             return Ok(seen);
         }
         let (images, found) = tokio::join!(scene.inventory.images(&scene.case), sets(scene));
-        let (images, (sets, volumes, ending)) = (images?, found?);
+        let (images, (sets, Targets { volumes, ending, .. })) = (images?, found?);
         if let Some(image) = images.iter().find(|i| i.state != "failed") {
             if image.state == "pending" {
                 let what = format!("image {} to become available", image.id);
@@ -362,28 +400,32 @@ impl Goal for Register {
     }
 }
 
-/// Logs which snapshots are the evidence, where that has changed.
-pub async fn log_preserved(case: &Case) {
+/// Logs which snapshots are the evidence, where that has changed. Returns whether there are any.
+pub async fn log_preserved(case: &Case) -> bool {
     let sets = match crate::engine::again(case.bounds.goal, || sets(&case.scene)).await {
-        Ok((sets, ..)) => sets,
+        Ok((sets, _)) => sets,
         Err(why) => {
-            return case.short(Shortfall {
+            case.short(Shortfall {
                 step: Step::Snapshot,
                 what: format!("which snapshots are the evidence could not be read: {why}"),
                 advice: "run respond again: it logs them".to_owned(),
             });
+            return false;
         }
     };
+    if sets.evidence.is_empty() {
+        return false;
+    }
     let snapshots: Vec<_> = sets.evidence.values().map(|s| s.id.to_string()).collect();
     if case.journal.ledger().await.snapshots == snapshots {
-        return;
+        return true;
     }
     let surplus = sets.surplus.iter().map(ToString::to_string).collect();
-    let depends = sets
-        .evidence
-        .values()
-        .filter_map(|s| Some(format!("{} is under key {}", s.id, s.key.as_ref()?)));
+    let depends = sets.evidence.values();
+    let depends =
+        depends.filter_map(|s| Some(format!("{} is under key {}", s.id, s.key.as_ref()?)));
     let notes = depends.collect();
     let body = Body::Preserved { snapshots, surplus, notes };
     case.journal.append(Some(Step::Snapshot), body).await;
+    true
 }

@@ -54,9 +54,10 @@ fn two_responders_at_once_work_at_one_case() {
     }
 }
 
-/// How many instances the fleet has. The emulator is one process that answers some hundred calls a second: with two
-/// hundred instances, which the benchmark runs against the cloud in memory, this test alone would take minutes.
-const FLEET: u32 = 60;
+/// How many instances the fleet has, beside five more in an Auto Scaling group. The emulator is one process that answers some
+/// fifty calls a second on a busy machine, and a response makes two hundred: more instances, or more at a time, and it
+/// answers nobody in time. Two hundred instances, fifty at a time, are the benchmark's, against the cloud in memory.
+const FLEET: u32 = 15;
 
 /// The most memory that a responder may take, in KiB.
 const MEMORY: u64 = 100 << 10;
@@ -71,7 +72,7 @@ fn a_fleet_is_contained_by_one_command_in_bounded_memory() {
     ids.extend(world.instances().into_iter().map(str::to_owned));
     station.write("ids.txt", ids.join("\n"));
 
-    let ran = station.expect(0, &["respond", "--file", "ids.txt", "--concurrency", "50"]);
+    let ran = station.expect(0, &["respond", "--file", "ids.txt", "--concurrency", "6"]);
     let reports = ran.records("report");
     assert_eq!(reports.len(), ids.len());
     for report in &reports {

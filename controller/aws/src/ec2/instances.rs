@@ -208,7 +208,15 @@ pub(crate) async fn guards(clients: &Clients, instance: &InstanceId) -> Result<G
     use InstanceAttributeName as Name;
     let (termination, stop, shutdown) = tokio::try_join!(
         attribute(clients, instance, Name::DisableApiTermination),
-        attribute(clients, instance, Name::DisableApiStop),
+        // Younger than the others, and not known everywhere: its setting is refused then, which is told.
+        async {
+            match attribute(clients, instance, Name::DisableApiStop).await {
+                Err(error) if matches!(error.kind, ErrorKind::Refused | ErrorKind::Unsupported) => {
+                    Ok(None)
+                }
+                answer => answer.map(|answer| answer.disable_api_stop),
+            }
+        },
         attribute(clients, instance, Name::InstanceInitiatedShutdownBehavior),
     )?;
     let on = |value: Option<aws_sdk_ec2::types::AttributeBooleanValue>| {
@@ -217,7 +225,7 @@ pub(crate) async fn guards(clients: &Clients, instance: &InstanceId) -> Result<G
     let shutdown = shutdown.instance_initiated_shutdown_behavior.and_then(|value| value.value);
     Ok(Guards {
         termination: on(termination.disable_api_termination),
-        stop: on(stop.disable_api_stop),
+        stop: on(stop),
         shutdown_terminates: shutdown.as_deref() == Some("terminate"),
     })
 }

@@ -24,6 +24,9 @@ use crate::{
 const GROUP_ATTEMPTS: u32 = 5;
 const GROUP_PAUSE: Duration = Duration::from_millis(200);
 
+/// The longest such pause: with those before it about thirteen seconds.
+const LONGEST_GROUP_PAUSE: Duration = Duration::from_millis(6400);
+
 /// The most rules that one call revokes: a group's own quota never exceeds it.
 const RULES: usize = 1000;
 
@@ -37,10 +40,7 @@ pub(super) async fn apply(clients: &Clients, ec2: &Client, change: &Change) -> R
             tokio::try_join!(allow_in(ec2, group, everyone()), allow_out(ec2, group, everyone()))?;
             Ok(Made::Nothing)
         }
-        C::DeleteGroup { group } => {
-            let answer = ec2.delete_security_group().group_id(group.as_str()).send().await;
-            gone(answer.map_err(|error| fail("ec2:DeleteSecurityGroup", group, error)))
-        }
+        C::DeleteGroup { group } => gone(delete_group(ec2, group).await),
         C::SetGroups { interface, groups } => {
             let groups = groups.iter().map(ToString::to_string).collect();
             let call = ec2.modify_network_interface_attribute().set_groups(Some(groups));
@@ -67,6 +67,24 @@ pub(super) async fn apply(clients: &Clients, ec2: &Client, change: &Change) -> R
             gone(answer.map_err(|error| fail("ec2:DeleteNetworkAclEntry", acl, error)))
         }
         _ => Err(iam::foreign(change)),
+    }
+}
+
+/// Deletes a group. EC2 may hold one in use for some seconds after the last interface left it.
+async fn delete_group(
+    ec2: &Client,
+    group: &GroupId,
+) -> Result<aws_sdk_ec2::operation::delete_security_group::DeleteSecurityGroupOutput> {
+    let mut pause = GROUP_PAUSE;
+    loop {
+        let answer = ec2.delete_security_group().group_id(group.as_str()).send().await;
+        match answer.map_err(|error| fail("ec2:DeleteSecurityGroup", group, error)) {
+            Err(error) if error.code == "DependencyViolation" && pause <= LONGEST_GROUP_PAUSE => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            answer => return answer,
+        }
     }
 }
 

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use aws_sdk_ec2::{
     Client,
     types::{
-        ArchitectureValues, BlockDeviceMapping, CopyTagsFromSource, EbsBlockDevice,
-        InstanceSpecification, LockMode, ResourceType,
+        ArchitectureValues, BlockDeviceMapping, EbsBlockDevice, InstanceSpecification, LockMode,
+        ResourceType,
     },
 };
-use cleanroom_cloud::{Change, CloudError, ErrorKind, ImageId, Made, Result, Tags};
+use cleanroom_cloud::{Change, ImageId, Made, Result, Tags};
 use cleanroom_contract::{InstanceId, SnapshotId};
 
 use super::{done, tagged};
@@ -25,12 +25,7 @@ pub(super) async fn apply(clients: &Clients, ec2: &Client, change: &Change) -> R
     use Change as C;
     match change {
         C::CreateSnapshots { instance, description, tags } => {
-            match snapshots(ec2, instance, description, tags, true).await {
-                Err(error) if tags_refused(&error) => {
-                    snapshots(ec2, instance, description, tags, false).await
-                }
-                answer => answer,
-            }
+            snapshots(ec2, instance, description, tags).await
         }
         C::CreateSnapshot { volume, description, tags } => {
             let call = ec2
@@ -74,7 +69,6 @@ async fn snapshots(
     instance: &InstanceId,
     description: &str,
     tags: &Tags,
-    copy_tags: bool,
 ) -> Result<Made> {
     const OPERATION: &str = "ec2:CreateSnapshots";
     let all = InstanceSpecification::builder().instance_id(instance.as_str());
@@ -82,19 +76,12 @@ async fn snapshots(
         .create_snapshots()
         .instance_specification(all.exclude_boot_volume(false).build())
         .description(description)
-        .set_tag_specifications(tagged(ResourceType::Snapshot, tags))
-        .set_copy_tags_from_source(copy_tags.then_some(CopyTagsFromSource::Volume));
+        // The volumes' own tags are in the record. Copied, they could pass for ours: whoever owns the instance may own them.
+        .set_tag_specifications(tagged(ResourceType::Snapshot, tags));
     let answer = call.send().await.map_err(|error| fail(OPERATION, instance, error))?;
     let taken = answer.snapshots.unwrap_or_default();
     let taken: Result<Vec<_>> = taken.into_iter().map(volumes::taken_together).collect();
     Ok(Made::Snapshots(taken?))
-}
-
-/// Whether it was for the tags that nothing was made. Whoever owns the instance may own its volumes' tags, and a volume
-/// with as many of them as there may be must not keep itself from being preserved.
-pub(super) fn tags_refused(error: &CloudError) -> bool {
-    error.kind == ErrorKind::Refused
-        && (error.code.contains("Tag") || error.message.to_ascii_lowercase().contains("tag"))
 }
 
 /// A copy of a snapshot under another key.

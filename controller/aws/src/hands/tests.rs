@@ -2,7 +2,7 @@
 
 use cleanroom_cloud::CloudError;
 
-use super::{evidence::tags_refused, *};
+use super::*;
 use crate::{
     canned::{Canned, canned},
     error::own,
@@ -47,20 +47,16 @@ const TAKEN: &str = "<CreateSnapshotsResponse><snapshotSet><item>\
     </item></snapshotSet></CreateSnapshotsResponse>";
 
 #[tokio::test]
-async fn a_volume_with_too_many_tags_is_snapshotted_without_them() {
-    let canned = canned(None, |request, _| {
-        if request.contains("CopyTagsFromSource") {
-            return refusal("TagLimitExceeded", "more than 50 tags");
-        }
-        (200, TAKEN.to_owned())
-    });
+async fn snapshots_carry_the_tags_of_the_case_and_none_of_the_volumes() {
+    let canned = canned(None, |_, _| (200, TAKEN.to_owned()));
     let made = hands(&canned).apply(&create_snapshots()).await.expect("snapshots");
     let Made::Snapshots(snapshots) = made else { panic!("{made:?}") };
     assert_eq!(snapshots.len(), 1);
     assert_eq!(snapshots[0].state, cleanroom_cloud::SnapshotState::Pending);
     let sent = canned.sent();
-    assert_eq!(sent.len(), 2);
-    assert!(sent.iter().all(|request| request.contains("cleanroom%3Acase")), "{sent:?}");
+    assert_eq!(sent.len(), 1);
+    assert!(sent[0].contains("cleanroom%3Acase"), "{sent:?}");
+    assert!(!sent[0].contains("CopyTagsFromSource"), "{sent:?}");
 }
 
 #[tokio::test]
@@ -124,21 +120,6 @@ async fn every_rule_of_a_group_is_revoked_in_both_directions() {
     assert!(egress.contains("sgr-1") && egress.contains("sgr-2"), "{egress}");
     let ingress = revoked.iter().find(|r| r.contains("Ingress")).expect("for traffic in");
     assert!(ingress.contains("sgr-3") && !ingress.contains("sgr-1"), "{ingress}");
-}
-
-#[test]
-fn only_a_refusal_that_is_about_tags_is_tried_without_them() {
-    let table = [
-        (ErrorKind::Refused, "TagLimitExceeded", "", true),
-        (ErrorKind::Refused, "InvalidParameterValue", "Duplicate tag key 'Name'", true),
-        (ErrorKind::Refused, "SnapshotLimitExceeded", "too many", false),
-        // It may have been done, so it is not done again.
-        (ErrorKind::Ambiguous, "TimedOut", "while writing tags", false),
-        (ErrorKind::Denied, "UnauthorizedOperation", "ec2:CreateTags", false),
-    ];
-    for (kind, code, message, expected) in table {
-        assert_eq!(tags_refused(&failure(kind, code, message)), expected, "{code}");
-    }
 }
 
 #[test]

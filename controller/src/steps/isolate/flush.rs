@@ -8,15 +8,11 @@
 //! calls; and each opening is one unit that ends closed, in a task of its own that neither a signal nor a failed response ends
 //! early. Only the death of the process leaves one open, and whatever runs next closes it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
-    Change, ErrorKind, GroupId, Hands, Interface, InterfaceId, Inventory, Result, VpcId,
+    Change, GroupId, Hands, Interface, InterfaceId, Inventory, Result, SecurityGroup,
 };
 use cleanroom_contract::InstanceId;
 use tokio::{
@@ -62,23 +58,21 @@ impl Goal for Open {
                 tags: scene.tags(),
             }),
             Some(group) => {
-                // In and out, IPv4 and IPv6.
-                let open = |egress: bool, peer: &str| {
-                    group
-                        .rules
-                        .iter()
-                        .any(|r| r.egress == egress && r.all_traffic && r.peer == peer)
-                };
-                let all = [false, true]
-                    .into_iter()
-                    .all(|way| open(way, "0.0.0.0/0") && open(way, "::/0"));
-                if !all {
+                if !allows_everything(&group) {
                     seen.now.push(Change::OpenGroup { group: group.id });
                 }
             }
         }
         Ok(seen)
     }
+}
+
+/// Whether a group allows everything, in and out, IPv4 and IPv6.
+fn allows_everything(group: &SecurityGroup) -> bool {
+    let open = |egress: bool, peer: &str| {
+        group.rules.iter().any(|r| r.egress == egress && r.all_traffic && r.peer == peer)
+    };
+    [false, true].into_iter().all(|way| open(way, "0.0.0.0/0") && open(way, "::/0"))
 }
 
 /// How long one call of a unit may take before it is made again.
@@ -131,6 +125,13 @@ async fn attempt(case: &Case) -> std::result::Result<(), String> {
     if let Some(other) = interfaces.iter().find(|i| i.vpc != *vpc) {
         return Err(format!("{} is in {}, another VPC than its instance", other.id, other.vpc));
     }
+    let wanted = BTreeSet::from([forensic.clone()]);
+    let others: Vec<_> =
+        interfaces.iter().filter(|i| i.groups != wanted).map(|i| i.id.to_string()).collect();
+    let rest = || {
+        let named = others.join(", ");
+        if others.is_empty() { Ok(()) } else { Err(format!("{named} are not isolated")) }
+    };
     let due: Vec<_> = interfaces
         .into_iter()
         .filter(|i| {
@@ -138,19 +139,23 @@ async fn attempt(case: &Case) -> std::result::Result<(), String> {
         })
         .collect();
     if due.is_empty() {
-        return Ok(());
+        return rest();
     }
     if let Some(public) = due.iter().flat_map(|i| &i.public).next() {
         return Err(format!("the public address {} is still there", public.public));
     }
-    let open = open.ok_or("the group that allows everything could not be made")?.id;
+    let open = open.ok_or("the group that allows everything could not be made")?;
+    if !allows_everything(&open) {
+        return Err("the group that allows everything does not".to_owned());
+    }
+    let open = open.id;
     let names: Vec<_> = due.iter().map(|i| i.id.to_string()).collect();
     let changes = due.iter().flat_map(|i| pair(&i.id, &open, &forensic)).collect();
     let goal = "isolate:flush".to_owned();
     case.journal.append(Some(Step::Isolate), Body::Intent { goal, changes }).await;
     begin_all(case, &due, &open, &forensic).await?;
     case.journal.append(Some(Step::Isolate), Body::Flushed { interfaces: names }).await;
-    Ok(())
+    rest()
 }
 
 /// Opening and closing, as one reads them in the log.
@@ -206,26 +211,38 @@ impl Unit {
         if opened.is_ok() {
             sleep(self.bounds.open).await;
         }
-        close(&*self.hands, &*self.inventory, &self.interface, &self.forensic, &|| {
-            self.progress.tell(Event::Open {
-                instance: self.instance.clone(),
-                interface: self.interface.to_string(),
-            });
-        })
-        .await;
+        self.close().await;
+        if opened.is_err() {
+            // An opening without an answer may be carried out yet, after the closing.
+            sleep(CALL).await;
+            self.close().await;
+        }
         opened
     }
 }
 
-/// Gives an interface the forensic group until it is read back. Has no end but success: an open interface is worse than a
-/// program that does not stop.
+impl Unit {
+    async fn close(&self) {
+        let alarm = || {
+            self.progress.tell(Event::Open {
+                instance: self.instance.clone(),
+                interface: self.interface.to_string(),
+            });
+        };
+        close(&*self.hands, &*self.inventory, &self.interface, &self.forensic, None, &alarm).await;
+    }
+}
+
+/// Gives an interface the forensic group until it is read back, and tells whether it was. Without a bound there is no end
+/// but success: an interface that this process opened is worse than a process that does not stop.
 async fn close(
     hands: &dyn Hands,
     inventory: &dyn Inventory,
     interface: &InterfaceId,
     forensic: &GroupId,
+    bound: Option<Duration>,
     alarm: &(dyn Fn() + Sync),
-) {
+) -> bool {
     let wanted = BTreeSet::from([forensic.clone()]);
     let change = Change::SetGroups { interface: interface.clone(), groups: wanted.clone() };
     let began = Instant::now();
@@ -237,10 +254,13 @@ async fn close(
             inventory.get_interface(interface).await
         };
         match timeout(CALL, closing).await {
-            Ok(Ok(now)) if now.groups == wanted => return,
+            Ok(Ok(now)) if now.groups == wanted => return true,
             // Deleted, so nothing is open.
-            Ok(Err(error)) if error.kind == ErrorKind::NotFound => return,
+            Ok(Err(error)) if error.code.starts_with("InvalidNetworkInterfaceID") => return true,
             _ => {}
+        }
+        if bound.is_some_and(|bound| began.elapsed() >= bound) {
+            return false;
         }
         if !alarmed && began.elapsed() > Duration::from_secs(3) {
             alarmed = true;
@@ -251,26 +271,51 @@ async fn close(
     }
 }
 
-/// Closes every interface of the instance that an ended process left open. Returns those that were.
+/// How long closing what another process left open may take, before whoever asks is told that it is open still.
+const CLOSING: Duration = Duration::from_secs(20);
+
+/// What was found open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Interfaces that were open, and are closed.
+    pub closed: Vec<InterfaceId>,
+    /// Interfaces that are open still.
+    pub open: Vec<InterfaceId>,
+}
+
+/// Closes every interface of the instance that an ended process left open.
 ///
 /// # Errors
 /// When the interfaces can not be read.
-pub async fn close_open(case: &Case) -> Result<Vec<InterfaceId>> {
+pub async fn close_open(case: &Case) -> Result<Found> {
     let scene = &case.scene;
-    let Some(vpc) = &scene.original.instance.vpc else { return Ok(Vec::new()) };
+    let mut found = Found::default();
+    let Some(vpc) = &scene.original.instance.vpc else { return Ok(found) };
     let Some(open) = scene.inventory.find_group(vpc, &flush_name(scene)).await? else {
-        return Ok(Vec::new());
+        return Ok(found);
     };
     let interfaces = scene.inventory.interfaces(&scene.instance).await?;
-    let found: Vec<_> =
-        interfaces.into_iter().filter(|i| i.groups.contains(&open.id)).map(|i| i.id).collect();
-    if found.is_empty() {
+    let mut all = interfaces.into_iter().filter(|i| i.groups.contains(&open.id)).peekable();
+    if all.peek().is_none() {
         return Ok(found);
     }
-    if let Some(forensic) = scene.inventory.find_group(vpc, FORENSIC).await? {
-        for interface in &found {
-            close(&*case.hands, &*scene.inventory, interface, &forensic.id, &|| {}).await;
-        }
+    let forensic = scene.inventory.find_group(vpc, FORENSIC).await?;
+    for interface in all {
+        let alarm = || {
+            case.progress.tell(Event::Open {
+                instance: scene.instance.clone(),
+                interface: interface.id.to_string(),
+            });
+        };
+        let closed = match &forensic {
+            Some(forensic) => {
+                let (hands, inventory) = (&*case.hands, &*scene.inventory);
+                close(hands, inventory, &interface.id, &forensic.id, Some(CLOSING), &alarm).await
+            }
+            // The cut makes the group, and closes it then.
+            None => false,
+        };
+        if closed { &mut found.closed } else { &mut found.open }.push(interface.id.clone());
     }
     Ok(found)
 }
@@ -299,12 +344,4 @@ pub async fn settle_addresses(case: &Case) -> std::result::Result<(), String> {
         sleep(bounds.address_settle / 6).await;
     }
     Err("public addresses keep coming back".to_owned())
-}
-
-/// The forensic groups by VPC.
-#[must_use]
-pub fn by_vpc(
-    groups: &BTreeMap<VpcId, Option<cleanroom_cloud::SecurityGroup>>,
-) -> BTreeMap<VpcId, GroupId> {
-    groups.iter().filter_map(|(vpc, g)| Some((vpc.clone(), g.as_ref()?.id.clone()))).collect()
 }
