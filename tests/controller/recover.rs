@@ -2,7 +2,10 @@
 
 use cleanroom_cloud_fake::{FakeCloud, INSTANCE, SIBLING, World};
 use cleanroom_contract::CaseId;
-use cleanroom_controller::flow::recover::{State, Task, recover};
+use cleanroom_controller::{
+    flow::recover::{State, Task, recover},
+    steps::isolate,
+};
 
 use crate::support::{changes_since, everything, respond, run, suspect};
 
@@ -46,7 +49,7 @@ async fn what_is_made_of_the_suspects_image_and_template_is_no_replacement_yet()
     let others = task(&tasks, "other instances");
     assert!(others.found.contains(SIBLING) && !others.found.contains(INSTANCE), "{others:?}");
     assert_eq!(task(&tasks, "made by its role").state, State::Open);
-    assert_eq!(tasks.iter().filter(|t| t.what == "not surely cut").count(), 4);
+    assert_eq!(tasks.iter().filter(|t| t.what == "not surely cut").count(), isolate::NOT_CUT.len());
     let evidence: Vec<_> = tasks.iter().filter(|t| t.what == "evidence to keep").collect();
     for snapshot in cloud.world().snapshots {
         assert!(evidence.iter().any(|t| t.found.contains(snapshot.id.as_str())), "{evidence:?}");

@@ -13,6 +13,9 @@ async fn one_interface_is_cut_and_read_back_within_24_dependent_calls() {
     let times = measure::one(World::plain(), LATENCY).await;
     assert!(times.contained <= Duration::from_millis(1200), "{times:#?}");
     assert!(times.flushed - times.contained <= Duration::from_secs(1), "{times:#?}");
+    // The time is that of the chain: nothing waits without a call.
+    assert_eq!(LATENCY * u32::try_from(times.chain.len()).expect("few"), times.contained);
+    assert!(times.calls < 400, "{} calls for one instance", times.calls);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,11 +8,6 @@
 //! permissions](permissions) does not name. Reads the SDK's own settings (environment, profiles) when [`connect`] is
 //! called. Never decides what is done, in what order, or what a failure means for a case.
 
-#![expect(
-    clippy::result_large_err,
-    reason = "a call to AWS takes milliseconds; the bytes that its error is moved by do not count"
-)]
-
 mod balancing;
 mod calls;
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_guardduty::types::DetectorStatus;
-use aws_sdk_iam::types::PolicyEvaluationDecisionType;
+use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, PolicyEvaluationDecisionType};
 use aws_sdk_s3::types::{
     BucketVersioningStatus, DefaultRetention, ObjectLockEnabled, PublicAccessBlockConfiguration,
     ServerSideEncryptionConfiguration,
@@ -18,7 +18,9 @@ use cleanroom_cloud::{
 use crate::{
     clients::Clients,
     error::{bad_answer, fail, own},
-    pages, store, trail,
+    pages,
+    permissions::CONDITIONS,
+    store, trail,
 };
 
 pub(crate) use crate::quotas::quotas;

@@ -404,7 +404,9 @@ fn ledger_instance(ledger: &Ledger) -> String {
 
 /// What isolation leaves to people.
 fn not_cut(what: &str) -> Task {
-    let advice = if what.contains("resolver") {
+    let advice = if what.contains("branch interfaces") {
+        "list them (aws ec2 describe-network-interfaces --filters Name=interface-type,Values=branch), and have the cluster end or move those pods and tasks"
+    } else if what.contains("resolver") {
         "a firewall rule for the whole VPC: aws route53resolver associate-firewall-rule-group --vpc-id <VPC> --firewall-rule-group-id <GROUP> --priority <NUMBER> --name <NAME>; look at its query logs for names that carry data"
     } else if what.contains("NAT") {
         "look at the flow logs of gateways, load balancers and appliances for its addresses after containment; a flow that goes on ends with the instance's stop or the appliance's own rule"
