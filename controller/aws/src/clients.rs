@@ -158,10 +158,10 @@ impl Clients {
             .force_path_style(has_own_s3_endpoint(shared))
             .build();
         // A topic answers in its own Region only.
-        let sns = config!(aws_sdk_sns, shared, calls, Way::patient());
-        let sns = match topic.as_deref().and_then(region_of) {
-            Some(region) => sns.region(aws_sdk_sns::config::Region::new(region.to_owned())),
-            None => sns,
+        let told = config!(aws_sdk_sns, shared, calls, Way::patient());
+        let told = match topic.as_deref().and_then(region_of) {
+            Some(region) => told.region(aws_sdk_sns::config::Region::new(region.to_owned())),
+            None => told,
         };
         Self {
             ec2: client!(aws_sdk_ec2, shared, calls, Way::patient()),
@@ -173,7 +173,7 @@ impl Clients {
             elb: client!(aws_sdk_elasticloadbalancing, shared, calls, Way::patient()),
             iam: client!(aws_sdk_iam, shared, calls, Way::patient()),
             s3: aws_sdk_s3::Client::from_conf(s3),
-            sns: aws_sdk_sns::Client::from_conf(sns.build()),
+            sns: aws_sdk_sns::Client::from_conf(told.build()),
             sts: client!(aws_sdk_sts, shared, calls, Way::patient()),
             kms: client!(aws_sdk_kms, shared, calls, Way::patient()),
             cloudtrail: client!(aws_sdk_cloudtrail, shared, calls, Way::patient()),

@@ -435,11 +435,11 @@ mod tests {
         };
         let pass = of("iam:PassRole");
         assert_eq!(pass.len(), 1);
-        let expected = json!({"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}});
+        let expected = json!({"StringEquals": {"iam:PassedToService": ["ec2.amazonaws.com", "ec2.amazonaws.com.cn"]}});
         assert_eq!(pass[0]["Condition"], expected);
         let grant = of("kms:CreateGrant");
         assert_eq!(grant.len(), 1);
-        assert_eq!(grant[0]["Condition"], json!({"Bool": {"kms:GrantIsForAWSResource": "true"}}));
+        assert_eq!(grant[0]["Condition"], json!({"Bool": {"kms:GrantIsForAWSResource": ["true"]}}));
     }
 
     #[test]
