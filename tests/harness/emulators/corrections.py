@@ -24,6 +24,7 @@ def apply():
     connections_count_as_encrypted()
     what_is_lacking_is_refused_for_good()
     versioning_has_the_name_of_its_element()
+    one_volume_is_at_a_device()
 
 
 def groups_belong_to_interfaces():
@@ -171,3 +172,34 @@ def versioning_has_the_name_of_its_element():
         return status, headers, text.replace("GetBucketVersioningResponse", "VersioningConfiguration")
 
     S3Response.get_bucket_versioning = get
+
+
+def one_volume_is_at_a_device():
+    """moto gives an instance of a launch template a disk at /dev/sda1 before it looks at the
+    template's own: the first stays attached, and is in no mapping. On AWS there is one."""
+    original = Instance.add_block_device
+
+    def add(self, size, device_path, *arguments, **named):
+        earlier = self.block_device_mapping.get(device_path)
+        if earlier is not None:
+            self.ec2_backend.detach_volume(earlier.volume_id, self.id, device_path)
+            self.ec2_backend.delete_volume(earlier.volume_id)
+        return original(self, size, device_path, *arguments, **named)
+
+    Instance.add_block_device = add
+
+
+def a_device_has_one_volume():
+    """moto makes a root volume for an instance of a launch template, and another one where the
+    template maps the root device: the first stays attached to the same device for good, in no
+    mapping, and no snapshot is ever made of it. On AWS the template's volume is the only one."""
+    original = Instance.add_block_device
+
+    def add(self, size, device_path, *others, **named):
+        before = self.block_device_mapping.get(device_path)
+        if before is not None:
+            self.ec2_backend.detach_volume(before.volume_id, self.id, device_path)
+            self.ec2_backend.delete_volume(before.volume_id)
+        return original(self, size, device_path, *others, **named)
+
+    Instance.add_block_device = add
