@@ -91,6 +91,9 @@ fn corrections_hold(moto: &Moto, world: &World) {
     assert_eq!(state["interfaces"][0]["groups"], serde_json::json!([group]));
     assert_eq!(state["security_groups"], serde_json::json!([group]));
     assert_eq!(state["guards"]["instanceInitiatedShutdownBehavior"], "stop");
+    let attached = format!("&Filter.1.Name=attachment.instance-id&Filter.1.Value.1={instance}");
+    let (_, body) = ec2(port, "DescribeVolumes", &attached).expect("volumes");
+    assert_eq!(body.matches("<attachTime>").count(), world.volumes().len(), "{body}");
     let options = &state["metadata_options"];
     assert!(options["HttpEndpoint"] == "disabled" && options["HttpTokens"] == "required");
 }
