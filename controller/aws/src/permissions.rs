@@ -7,9 +7,9 @@
 //! `--assume-role` needs `sts:AssumeRole` on that one role besides, for the caller and not for the role: a policy for
 //! anything would be too much, so it is not here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 /// An operation of an AWS service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,8 +279,32 @@ pub fn actions() -> Vec<&'static str> {
     union(TABLE.iter()).into_iter().collect()
 }
 
+/// A statement of a policy, its fields in the order that IAM's documentation has them in. Not a [`serde_json::Value`],
+/// whose order of keys another crate of the same build decides.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Statement {
+    sid: &'static str,
+    effect: &'static str,
+    action: Vec<&'static str>,
+    resource: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    condition: BTreeMap<&'static str, BTreeMap<&'static str, &'static [&'static str]>>,
+}
+
+/// A policy document.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Document {
+    version: &'static str,
+    statement: Vec<Statement>,
+}
+
 /// The IAM policy that allows exactly what the table names: a statement that looks, one that acts, and one for each
 /// action under a condition. An action that looking and acting share is with the acting ones.
+///
+/// # Panics
+/// Never: its text is made of the tables of this module.
 #[must_use]
 pub fn policy() -> String {
     let conditional = |action: &str| CONDITIONS.iter().any(|(name, ..)| *name == action);
@@ -289,22 +313,26 @@ pub fn policy() -> String {
     looks.retain(|action| !acts.contains(action) && !conditional(action));
     acts.retain(|action| !conditional(action));
 
-    let allow = |sid: &str, actions: Vec<&str>| json!({"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": "*"});
-    let mut statements =
+    let allow = |sid, action| Statement {
+        sid,
+        effect: "Allow",
+        action,
+        resource: "*",
+        condition: BTreeMap::new(),
+    };
+    let mut statement =
         vec![allow("Look", looks.into_iter().collect()), allow("Act", acts.into_iter().collect())];
-    for (action, kind, key, value) in CONDITIONS {
-        let name = action.split(':').next_back().unwrap_or_default();
-        let mut statement = allow(name, vec![action]);
-        statement["Condition"] = json!({*kind: {*key: value}});
-        statements.push(statement);
-    }
-    let policy: Value = json!({"Version": "2012-10-17", "Statement": statements});
-    format!("{policy:#}\n")
+    statement.extend(CONDITIONS.iter().map(|(action, kind, key, value)| Statement {
+        condition: BTreeMap::from([(*kind, BTreeMap::from([(*key, *value)]))]),
+        ..allow(action.split(':').next_back().unwrap_or_default(), vec![*action])
+    }));
+    let document = Document { version: "2012-10-17", statement };
+    format!("{}\n", serde_json::to_string_pretty(&document).expect("texts and lists of texts"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fs, path::Path};
+    use std::{fs, path::Path};
 
     use cleanroom_cloud::Change;
     use regex::Regex;
