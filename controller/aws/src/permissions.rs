@@ -336,6 +336,7 @@ mod tests {
 
     use cleanroom_cloud::Change;
     use regex::Regex;
+    use serde_json::{Value, json};
 
     use super::*;
 
