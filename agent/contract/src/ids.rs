@@ -111,6 +111,25 @@ id!(
     |text| is_ec2_id(text, "snap-")
 );
 
+id!(
+    /// One scan of a case's evidence: when it was ordered, in UTC, and 8 random hexadecimal digits, as in
+    /// `20260102T030405Z-0123abcd`. Sorted by its bytes it is sorted by time.
+    ScanId,
+    "scan id",
+    "a time like 20260102T030405Z, a hyphen and 8 lower-case hexadecimal digits",
+    |text| {
+        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        text.len() == 25
+            && text.bytes().enumerate().all(|(at, b)| match at {
+                8 => b == b'T',
+                15 => b == b'Z',
+                16 => b == b'-',
+                0..=14 => b.is_ascii_digit(),
+                _ => lower_hex(b),
+            })
+    }
+);
+
 /// A SHA-256 digest (FIPS 180-4), 32 bytes; text is 64 hexadecimal digits, written in lower case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

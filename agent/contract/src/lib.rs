@@ -5,12 +5,17 @@
 //! never reads a clock, a file or the network.
 
 mod ids;
+mod keys;
+mod order;
 mod path;
 mod record;
 mod report;
+mod room;
 mod time;
 
-pub use ids::{CaseId, InstanceId, InvalidId, Sha256, SnapshotId, VolumeId};
+pub use ids::{CaseId, InstanceId, InvalidId, ScanId, Sha256, SnapshotId, VolumeId};
+pub use keys::{bundle_prefix, event_key, events_prefix, order_key, orders_prefix};
+pub use order::{Destination, OrderedFile, OrderedVolume, ScanLimits, VolumeRole, WorkOrder};
 pub use path::{EvidencePath, printable};
 pub use record::{
     Binary, BinaryKind, DigestIndicator, EntryKind, EntryState, Extent, ExtentDigest, FileRecord,
@@ -21,4 +26,5 @@ pub use report::{
     BundleFile, Coverage, EvidenceSource, Report, RuleDiagnostic, RuleFile, Run, RunState,
     SeverityCounts,
 };
+pub use room::{PublishedFile, Room, RoomEvent, RoomNews};
 pub use time::Timestamp;

@@ -1,0 +1,187 @@
+//! What a clean room is told at its launch, and what it tells of itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CaseId, Finding, OrderedFile, ScanId, Sha256, SnapshotId, Summary, Timestamp, VersionOne,
+    VolumeId,
+};
+
+/// The line of an instance's user data that holds its [`Room`] begins with this, and a space.
+const MARK: &str = "#cleanroom-room";
+
+/// What an instance is told at its launch, in one line of its user data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Schema version.
+    pub v: VersionOne,
+    /// The case.
+    pub case: CaseId,
+    /// The Region.
+    pub region: String,
+    /// The stack to signal, by name.
+    pub stack: String,
+    /// The evidence bucket.
+    pub bucket: String,
+    /// The first work order.
+    pub order: OrderedFile,
+    /// The room's copies, by the snapshot each is made from.
+    pub volumes: BTreeMap<SnapshotId, VolumeId>,
+    /// Seconds without a new work order after which the room ends itself.
+    pub idle_seconds: u32,
+}
+
+impl Room {
+    /// Finds the document in user data.
+    ///
+    /// # Errors
+    /// Where there is none, or it can not be read.
+    pub fn in_user_data(text: &str) -> Result<Self, String> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(MARK));
+        let mut found = lines.filter_map(|rest| rest.strip_prefix(' '));
+        let Some(json) = found.next() else {
+            return Err(format!("no line of the user data begins with {MARK}"));
+        };
+        if found.next().is_some() {
+            return Err(format!("more than one line of the user data begins with {MARK}"));
+        }
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+}
+
+/// A file that was published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedFile {
+    /// Its key.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// Of its bytes.
+    pub sha256: Sha256,
+}
+
+/// What a room tells of a scan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum RoomNews {
+    /// The agent runs, and the room is safe: nothing assembles or mounts evidence by itself.
+    Started {
+        /// `cleanroom-agent <version>`.
+        agent: String,
+        /// Of the agent's own program.
+        agent_sha256: Option<Sha256>,
+        /// How many times the agent has taken up this scan, from 1.
+        attempt: u32,
+    },
+    /// The volumes that came, those that never did, and disks that nobody expected.
+    Attached {
+        /// By the volumes' own ids.
+        found: Vec<VolumeId>,
+        /// Those that did not come in time.
+        missing: Vec<VolumeId>,
+        /// Serial numbers, printable.
+        unexpected: Vec<String>,
+    },
+    /// How far it is.
+    Progress {
+        /// The volume in hand.
+        volume: String,
+        /// Entries recorded so far, in all volumes.
+        entries: u64,
+        /// Bytes of content read.
+        bytes: u64,
+        /// Bytes in use on the volumes, so far as known.
+        bytes_total: u64,
+        /// Findings so far.
+        findings: u64,
+        /// Gaps so far.
+        gaps: u64,
+    },
+    /// Findings as they come, before the bundle: at most a few, the worst that are new.
+    Findings {
+        /// Worst first.
+        findings: Vec<Finding>,
+    },
+    /// The bundle is sealed, on the room's own disk.
+    Sealed {
+        /// Of `SHA256SUMS`.
+        sums: Sha256,
+        /// What came of the scan.
+        summary: Box<Summary>,
+    },
+    /// The bundle is whole in the bucket.
+    Published {
+        /// Every file of it.
+        files: Vec<PublishedFile>,
+    },
+    /// The scan ended without a bundle.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// People could not be told.
+    Untold {
+        /// Why.
+        reason: String,
+    },
+    /// The room ends itself.
+    Idle,
+}
+
+/// `cases/<case>/bundles/<scan>.events/000001.json`: a claim by a machine that handled hostile data. The controller checks
+/// what can be checked before it relies on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoomEvent {
+    /// Schema version.
+    pub v: VersionOne,
+    /// The case.
+    pub case: CaseId,
+    /// The scan.
+    pub scan: ScanId,
+    /// From 1, without gaps.
+    pub seq: u64,
+    /// When, by the room's clock.
+    pub at: Timestamp,
+    /// What.
+    #[serde(flatten)]
+    pub news: RoomNews,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: &str = r#"{"v":1,"case":"case-1","region":"us-east-1","stack":"cleanroom-case-1","bucket":"evidence",
+"order":{"name":"order","key":"cases/case-1/orders/20260102T030405Z-0123abcd.json",
+"sha256":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+"volumes":{"snap-0123456789abcdef0":"vol-0123456789abcdef0"},"idle_seconds":3600}"#;
+
+    #[test]
+    fn a_room_is_found_in_a_script() {
+        let room = ROOM.replace('\n', "");
+        let script = format!("#!/bin/sh\n#cleanroom-room {room}\necho\n");
+        let found = Room::in_user_data(&script).expect("a room");
+        assert_eq!(found.case.as_str(), "case-1");
+        assert_eq!(found.volumes.len(), 1);
+        let twice = format!("{script}#cleanroom-room {room}\n");
+        for bad in ["", "#!/bin/sh\n", "#cleanroom-room\n", "#cleanroom-room {}\n", &twice] {
+            assert!(Room::in_user_data(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn scan_ids_have_one_form() {
+        assert!("20260102T030405Z-0123abcd".parse::<ScanId>().is_ok());
+        for bad in [
+            "",
+            "20260102T030405Z",
+            "20260102T030405Z-0123ABCD",
+            "2026-102T030405Z-0123abcd",
+            "../../x",
+        ] {
+            assert!(bad.parse::<ScanId>().is_err(), "{bad}");
+        }
+    }
+}
