@@ -20,6 +20,7 @@ pub mod images;
 pub mod kernel;
 mod memory;
 pub mod selftest;
+pub mod template;
 pub mod tools;
 pub mod tree;
 pub mod vm;
