@@ -89,17 +89,20 @@ impl Layer {
     }
 
     /// Why what is seen through this layer is not all that the replay wrote; `None` where it is.
-    pub(crate) fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&mut self) -> Option<String> {
         let bound = self.bound;
-        match &self.kind {
+        match &mut self.kind {
             Kind::Snapshot(snapshot) => match snapshot.status() {
                 Ok(status) => mapper::trouble(&status).map(|trouble| {
                     format!("{trouble}: more was written than the {bound} bytes of scratch take")
                 }),
                 Err(error) => Some(format!("the snapshot's state is unknown: {error}")),
             },
-            Kind::Overlay { ledger, .. } => match Standing::read(ledger) {
-                Ok(Standing { refused: 0, failed: 0 }) => None,
+            Kind::Overlay { peer, ledger } => match Standing::read(ledger) {
+                Ok(Standing { refused: 0, failed: 0 }) => {
+                    let ended = peer.child.try_wait().ok().flatten();
+                    ended.map(|how| format!("the overlay ended before its time: {how}"))
+                }
                 Ok(Standing { refused: 0, failed }) => {
                     Some(format!("{failed} reads through the overlay failed"))
                 }

@@ -263,7 +263,7 @@ fn replay(
     options: &Options,
     scratch: &Scratch,
 ) -> Result<(View, Layer), String> {
-    let (layer, upper) = Layer::over(lower, scratch)?;
+    let (mut layer, upper) = Layer::over(lower, scratch)?;
     let view = mount(kind, &upper.path, options.replaying)
         .map_err(|error| layer.trouble().unwrap_or_else(|| error_chain(&error)))?;
     // What the replay has left in the cache is written now, where it can still be said that it was lost.

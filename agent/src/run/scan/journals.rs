@@ -43,9 +43,10 @@ pub(super) fn broken(volume: &str, trouble: &str) -> Gap {
 /// Takes a view down, and says what was wrong with what it was seen through.
 pub(super) async fn close(view: View) -> Option<String> {
     let View { root, layer, .. } = view;
-    drop(root);
-    let layer = layer?;
+    let mut layer = layer?;
+    // An overlay ends once nothing is mounted on it: what it died of is asked before.
     let trouble = layer.trouble();
+    drop(root);
     layer.end().await;
     trouble
 }
