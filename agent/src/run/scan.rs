@@ -28,6 +28,7 @@ use crate::{
     cli::{Format, Scan},
     evidence::{
         probe::{ContentKind, Layout, Part},
+        scratch::Scratch,
         view::{self, Evidence, View, ViewError},
     },
     protocol::WalkOrder,
@@ -37,6 +38,7 @@ use crate::{
 };
 use prepare::Given;
 
+mod journals;
 mod prepare;
 mod progress;
 
@@ -53,7 +55,9 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
     let indicators = prepare::open_indicators(&args.indicators)?;
     prepare::raise_descriptor_limit();
 
-    let setup = prepare::setup(args, prepared.as_ref(), indicators)?;
+    let scratch = prepare::scratch(args, &given)?;
+    let mut setup = prepare::setup(args, prepared.as_ref(), indicators)?;
+    setup.replay = scratch;
     let mut report = prepare::draft(args, &setup);
     if let Some(prepared) = &prepared {
         report.rules.clone_from(&prepared.header.sources);
@@ -65,7 +69,8 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
     save_draft(&out, &report)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut session = Session { out: &out, report, next_volume: 0 };
+    let scratch = setup.replay.clone();
+    let mut session = Session { out: &out, report, next_volume: 0, scratch };
     let done = runtime.block_on(session.run(setup, spool, given));
     let mut report = session.report;
     report.run.ended = now();
@@ -155,6 +160,8 @@ struct Session<'s> {
     out: &'s Path,
     report: Report,
     next_volume: u32,
+    /// Where dirty journals are replayed into; absent where they are not.
+    scratch: Option<Scratch>,
 }
 
 impl Session<'_> {
@@ -296,7 +303,7 @@ impl Session<'_> {
             let advice = kind.advice().map(str::to_owned);
             return self.not_walked(supervisor, record, GapKind::Unmounted, what, advice);
         }
-        let view = view::file_system(backing.0.as_fd(), part, sector);
+        let view = view::file_system(backing.0.as_fd(), part, sector, self.scratch.as_ref());
         self.walk(supervisor, bar, record, (view, Some(backing))).await
     }
 
@@ -319,14 +326,14 @@ impl Session<'_> {
         let ordinal = self.next_volume;
         self.next_volume += 1;
         record.view.clone_from(&view.options);
-        record.unreplayed_journal = record.unreplayed_journal.or(view.unreplayed.clone());
-        if let Some(why) = &record.unreplayed_journal {
-            let reason = format!("the journal holds changes that were not replayed: {why}");
-            let mut gap = walk::gap(GapKind::UnreplayedJournal, &record.volume, None, reason);
-            gap.advice = Some(
-                "what was written last may be missing or old here: replay it on a copy and scan that"
-                    .to_owned(),
-            );
+        record.replayed.clone_from(&view.replayed);
+        record.unreplayed_journal = match (&view.unreplayed, &view.replayed) {
+            (Some(unreplayed), _) => Some(unreplayed.why.clone()),
+            (None, Some(_)) => None,
+            (None, None) => record.unreplayed_journal,
+        };
+        if let Some(unreplayed) = &view.unreplayed {
+            let gap = journals::unreplayed(&record.volume, unreplayed);
             supervisor.write_own(ordinal, &walk::gap_line(&gap, u64::MAX, 1000))?;
         }
         bar.begin(&record.volume, backing.and_then(|_| used_bytes(&view)));
@@ -341,8 +348,15 @@ impl Session<'_> {
         record.state = VolumeState::Incomplete;
         self.report.volumes.push(record);
         save_draft(self.out, &self.report)?;
+        let volume = order.volume.clone();
         let walked = supervisor.walk(order, &view, backing.map(|backing| &backing.0)).await?;
+        let trouble = journals::close(view).await;
+        if let Some(trouble) = &trouble {
+            let gap = journals::broken(&volume, trouble);
+            supervisor.write_own(ordinal, &walk::gap_line(&gap, u64::MAX, 1001))?;
+        }
         let state = match walked {
+            Walked::Complete if trouble.is_some() => VolumeState::Incomplete,
             Walked::Complete => VolumeState::Examined,
             Walked::Incomplete if interrupted => VolumeState::NotExamined,
             Walked::Incomplete => VolumeState::Incomplete,
@@ -415,6 +429,7 @@ fn volume_record(volume: &str, evidence: &Path, content: &str) -> VolumeRecord {
         label: None,
         partition_name: None,
         unreplayed_journal: None,
+        replayed: None,
         view: Vec::new(),
         state: VolumeState::NotExamined,
     }
