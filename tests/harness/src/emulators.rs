@@ -15,7 +15,7 @@
 //!
 //! Clients need [`ACCESS_KEY`] and [`SECRET_KEY`], the region [`REGION`], and path-style S3.
 
-mod http;
+pub(crate) mod http;
 mod microburst;
 mod server;
 mod venv;
