@@ -9,6 +9,7 @@
 //! shows the room. Touches a temporary folder; QEMU dies with the thread that started it.
 
 mod qmp;
+mod site;
 
 use std::{
     fs,
@@ -26,6 +27,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use self::qmp::Qmp;
+pub use self::site::{Copy, Instance as RoomInstance, Seen, Site, Stack};
 use crate::{
     images::{Ext, Image, MIB},
     kernel::Kernel,
