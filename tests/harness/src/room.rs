@@ -8,6 +8,7 @@
 //! What stands in for parts of Amazon Linux that a guest of this size lacks is in [`STAND_INS`], to be printed by whoever
 //! shows the room. Touches a temporary folder; QEMU dies with the thread that started it.
 
+mod evidence;
 mod qmp;
 mod site;
 
@@ -26,6 +27,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 
+pub use self::evidence::{Evidence, disks};
 use self::qmp::Qmp;
 pub use self::site::{Copy, Instance as RoomInstance, Seen, Site, Stack};
 use crate::{
