@@ -19,6 +19,7 @@ pub mod emulators;
 pub mod images;
 pub mod kernel;
 mod memory;
+pub mod room;
 pub mod selftest;
 pub mod template;
 pub mod tools;
