@@ -7,6 +7,7 @@ mod evidence;
 mod indicators;
 mod inspect;
 mod protocol;
+mod publish;
 mod rules;
 mod run;
 mod supervise;

@@ -45,6 +45,7 @@ struct LoopConfig {
 
 nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
 nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
+nix::ioctl_write_ptr_bad!(blkroset, 0x125d, libc::c_int);
 nix::ioctl_read_bad!(blkgetsize64, 0x8008_1272, u64);
 nix::ioctl_write_ptr_bad!(btrfs_forget, 0x5000_9405, [u8; 4096]);
 
@@ -108,6 +109,15 @@ pub(super) fn device_size(device: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the request writes one u64.
     unsafe { blkgetsize64(device.as_raw_fd(), &raw mut size) }?;
     Ok(size)
+}
+
+/// Makes the kernel refuse every write to a block device, whoever sends it.
+#[expect(unsafe_code, reason = "ioctl BLKROSET")]
+pub(super) fn set_read_only(device: BorrowedFd<'_>) -> io::Result<()> {
+    let on = 1;
+    // SAFETY: the request reads one int.
+    unsafe { blkroset(device.as_raw_fd(), &raw const on) }?;
+    Ok(())
 }
 
 /// Makes btrfs forget the devices that are not mounted, so that a second file system with the UUID of
