@@ -5,7 +5,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use cleanroom_contract::{CaseId, Severity};
+use cleanroom_contract::{CaseId, InvalidId, Severity, Sha256, VolumeId};
 
 use crate::supervise::role::Role;
 
@@ -25,12 +25,18 @@ Exit status:
   1  failed
   2  the command line is wrong
   3  complete with gaps, or interrupted; verify: the bundle is not what was sealed
-  4  findings at or above --fail-on";
+  4  findings at or above --fail-on
+run:
+  0  no newer work order came in time: the room can end
+  75 start it again: it goes on where it stopped
+  78 the work order or the room is unusable: do not start it again";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Scan folders, disk images and block devices into a bundle.
     Scan(Box<Scan>),
+    /// In a clean room: scan the volumes of a work order, publish the bundle, wait for the next order.
+    Run(Box<Run>),
     /// Check a bundle's sums and signature; names every file that is changed, missing or extra.
     Verify(Verify),
     /// Check or compile YARA rules.
@@ -159,6 +165,36 @@ pub(crate) struct Scan {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// FILE, s3://BUCKET/KEY or s3://BUCKET/KEY@sha256=HEX [default: what the instance's user data names].
+    #[arg(long, value_name = "ORDER", value_parser = order_place)]
+    pub work_order: Option<OrderPlace>,
+
+    /// Where scans are kept until they are published, and how far each is.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/cleanroom")]
+    pub state: PathBuf,
+
+    /// A folder, image or device that stands for a volume that is not attached to this machine.
+    #[arg(long, value_name = "VOLUME=PATH", value_parser = stand_in)]
+    pub evidence: Vec<(VolumeId, PathBuf)>,
+
+    /// Time to wait for a newer order [default: what the user data says, else none].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub idle: Option<Duration>,
+
+    /// Time to try to publish, before the next start has to.
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
+    pub patience: Duration,
+}
+
+/// Where a work order is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum OrderPlace {
+    File(PathBuf),
+    Object { bucket: String, key: String, sha256: Option<Sha256> },
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Verify {
     /// The bundle's folder.
     pub bundle: PathBuf,
@@ -244,6 +280,38 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "between 1ms and 7 days".to_owned())
 }
 
+/// `order.json`, `s3://bucket/key`, `s3://bucket/key@sha256=…`.
+fn order_place(text: &str) -> Result<OrderPlace, String> {
+    let Some(rest) = text.strip_prefix("s3://") else {
+        return match text {
+            "" => Err("a file, or s3://BUCKET/KEY".to_owned()),
+            path => Ok(OrderPlace::File(path.into())),
+        };
+    };
+    let (rest, sha256) = match rest.rsplit_once("@sha256=") {
+        Some((rest, digest)) => {
+            (rest, Some(digest.parse().map_err(|error: InvalidId| error.to_string())?))
+        }
+        None => (rest, None),
+    };
+    match rest.split_once('/') {
+        Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => {
+            Ok(OrderPlace::Object { bucket: bucket.to_owned(), key: key.to_owned(), sha256 })
+        }
+        _ => Err("s3://BUCKET/KEY, with @sha256=HEX where only those bytes will do".to_owned()),
+    }
+}
+
+/// `vol-0123456789abcdef0=disk.img`.
+fn stand_in(text: &str) -> Result<(VolumeId, PathBuf), String> {
+    match text.split_once('=') {
+        Some((volume, path)) if !path.is_empty() => {
+            Ok((volume.parse().map_err(|error: InvalidId| error.to_string())?, path.into()))
+        }
+        _ => Err("a volume and a path, as in vol-0123456789abcdef0=disk.img".to_owned()),
+    }
+}
+
 fn severity(text: &str) -> Result<Severity, String> {
     Severity::ALL
         .into_iter()
@@ -260,6 +328,29 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn orders_and_stand_ins_read_as_written() {
+        let object = |sha256| OrderPlace::Object {
+            bucket: "evidence".to_owned(),
+            key: "cases/c/orders/x.json".to_owned(),
+            sha256,
+        };
+        let place = "s3://evidence/cases/c/orders/x.json";
+        assert_eq!(order_place(place), Ok(object(None)));
+        let digest = "0".repeat(64);
+        let with_digest = order_place(&format!("{place}@sha256={digest}"));
+        assert_eq!(with_digest, Ok(object(Some(Sha256([0; 32])))));
+        assert_eq!(order_place("a/b.json"), Ok(OrderPlace::File("a/b.json".into())));
+        for bad in ["", "s3://", "s3://evidence", "s3:///key", "s3://b/k@sha256=0"] {
+            assert!(order_place(bad).is_err(), "{bad}");
+        }
+        let volume = "vol-0123456789abcdef0".parse().unwrap();
+        assert_eq!(stand_in("vol-0123456789abcdef0=a=b"), Ok((volume, "a=b".into())));
+        for bad in ["", "vol-0123456789abcdef0", "vol-0123456789abcdef0=", "disk=/dev/sda"] {
+            assert!(stand_in(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod indicators;
 mod inspect;
 mod overlay;
 mod protocol;
+mod publish;
 mod rules;
 mod run;
 mod supervise;

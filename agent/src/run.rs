@@ -3,6 +3,7 @@
 //! Purpose: put the parts together, read the clock, and talk to people. Touches what the parts touch.
 //! Never does the work of a part.
 
+mod room;
 mod scan;
 
 use std::{
@@ -44,6 +45,7 @@ const FINDINGS: u8 = 4;
 pub(crate) fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Scan(scan) => scan::scan(&scan),
+        Command::Run(run) => Ok(room::run(&run)),
         Command::Verify(verify) => verify_bundle(&verify),
         Command::Rules(Rules::Check { paths }) => check_rules(&paths),
         Command::Rules(Rules::Filetypes) => list_filetypes(),
@@ -204,8 +206,17 @@ fn cut_short(report: &Report) -> Gap {
 
 /// Seals what a killed scan has left in its spool.
 fn seal_left_over(args: &Seal) -> anyhow::Result<u8> {
-    let spool = args.bundle.join(SPOOL);
+    let key = args.sign_key.as_deref().map(SigningKey::load).transpose()?;
+    let report = seal_spool(&args.bundle, key.as_ref())?;
     let shown = printable(&args.bundle.to_string_lossy());
+    say(&format!("sealed {} entries into {shown}", report.summary.entries));
+    Ok(GAPS)
+}
+
+/// Makes a bundle of what is in its spool.
+fn seal_spool(bundle: &Path, key: Option<&SigningKey>) -> anyhow::Result<Report> {
+    let spool = bundle.join(SPOOL);
+    let shown = printable(&bundle.to_string_lossy());
     let draft = File::open(spool.join(DRAFT))
         .with_context(|| format!("{shown} holds no records of an unfinished scan"))?;
     let mut report: Report = serde_json::from_reader(io::BufReader::new(draft))
@@ -214,10 +225,7 @@ fn seal_left_over(args: &Seal) -> anyhow::Result<u8> {
         report.run.state = RunState::Interrupted;
     }
     report.run.ended = now();
-    let key = args.sign_key.as_deref().map(SigningKey::load).transpose()?;
     let mut records = Sorted::open(&spool).context("read the unfinished scan's records")?;
     records.push_last(walk::gap_line(&cut_short(&report), u64::MAX, u32::MAX).json);
-    let report = seal::seal(&args.bundle, records, report, key.as_ref())?;
-    say(&format!("sealed {} entries into {shown}", report.summary.entries));
-    Ok(GAPS)
+    Ok(seal::seal(bundle, records, report, key)?)
 }

@@ -8,6 +8,7 @@ mod names;
 mod processes;
 mod reading;
 mod regressions;
+mod room;
 mod rules;
 mod support;
 mod vm;

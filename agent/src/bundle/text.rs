@@ -47,6 +47,16 @@ pub(crate) fn write_summary(
     writeln!(page.out, "Read      {bundle}/report.html")
 }
 
+/// The worst severity that was found.
+pub(crate) fn worst(report: &Report) -> Option<Severity> {
+    verdict::worst(report)
+}
+
+/// The verdict in one sentence.
+pub(crate) fn verdict(report: &Report) -> String {
+    verdict::sentence(report)
+}
+
 /// Where the summary goes, and how.
 struct Page<'a, W: Write> {
     out: &'a mut W,

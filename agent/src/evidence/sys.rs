@@ -46,6 +46,7 @@ struct LoopConfig {
 
 nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
 nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
+nix::ioctl_write_ptr_bad!(blkroset, 0x125d, libc::c_int);
 nix::ioctl_read_bad!(blkgetsize64, 0x8008_1272, u64);
 nix::ioctl_write_int_bad!(blkraset, 0x1262);
 nix::ioctl_write_ptr_bad!(btrfs_forget, 0x5000_9405, [u8; 4096]);
@@ -163,6 +164,15 @@ pub(super) fn map_devices(
 pub(super) const MAP_HEAD: usize = 312;
 /// Room for one target and what it says.
 pub(super) const MAP_MESSAGE: usize = 4096;
+
+/// Makes the kernel refuse every write to a block device, whoever sends it.
+#[expect(unsafe_code, reason = "ioctl BLKROSET")]
+pub(super) fn set_read_only(device: BorrowedFd<'_>) -> io::Result<()> {
+    let on = 1;
+    // SAFETY: the request reads one int.
+    unsafe { blkroset(device.as_raw_fd(), &raw const on) }?;
+    Ok(())
+}
 
 /// Makes btrfs forget the devices that are not mounted, so that a second file system with the UUID of
 /// one seen before can be mounted.

@@ -103,6 +103,14 @@ impl Evidence {
         Ok(Self::Image(file, metadata.len()))
     }
 
+    /// Makes the kernel refuse every write to it, where it is a device.
+    pub(crate) fn set_read_only(&self) -> io::Result<()> {
+        match self {
+            Self::Device(device, _) => sys::set_read_only(device.as_fd()),
+            Self::Folder(_) | Self::Image(..) => Ok(()),
+        }
+    }
+
     /// `folder`, `image` or `device`.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

@@ -16,6 +16,7 @@ use cleanroom_contract::{
     EvidenceSource, Gap, GapKind, Report, RunState, VersionOne, VolumeRecord, VolumeState,
     printable,
 };
+use tokio::runtime::Runtime;
 
 use super::{FAILED, FINDINGS, GAPS, Hint, USAGE, format_or_default, now, print, say};
 use crate::{
@@ -33,10 +34,12 @@ use crate::{
     },
     protocol::WalkOrder,
     rules,
-    supervise::{Setup, Signals, Supervisor, Totals, Walked, error_chain},
+    supervise::{Setup, Sight, Signals, Supervisor, Walked, error_chain},
     walk,
 };
-use prepare::Given;
+pub(super) use prepare::Given;
+
+pub(super) use prepare::own_digest;
 
 mod journals;
 mod prepare;
@@ -50,6 +53,41 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
     }
     let key = args.sign_key.as_deref().map(SigningKey::load).transpose()?;
     let given = prepare::open_evidence(&args.evidence)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Until the scan itself begins, Ctrl-C ends it as it ends any program.
+    let mut signals = None;
+    let plan = Plan { key: key.as_ref(), watcher: None, gaps: Vec::new() };
+    let report = examine(args, given, plan, (&runtime, &mut signals))?;
+    show(args, &args.out, &report)?;
+    Ok(status(args, &report))
+}
+
+/// Who else watches a scan; must not hold it up.
+pub(super) trait Watcher {
+    /// A volume begins; `total` are the bytes in use on it, where that is known.
+    fn begins(&self, volume: &str, total: Option<u64>);
+    /// What the run shows.
+    fn sees(&self, sight: &Sight<'_>);
+}
+
+/// What is not typed on a command line.
+#[derive(Default)]
+pub(super) struct Plan<'p> {
+    /// Signs the bundle.
+    pub(super) key: Option<&'p SigningKey>,
+    /// Watches.
+    pub(super) watcher: Option<&'p dyn Watcher>,
+    /// What is known to be missing before the scan begins.
+    pub(super) gaps: Vec<Gap>,
+}
+
+/// Scans what was given into a sealed bundle; `args` says how and where.
+pub(super) fn examine(
+    args: &Scan,
+    given: Vec<Given>,
+    plan: Plan<'_>,
+    (runtime, signals): (&Runtime, &mut Option<Signals>),
+) -> anyhow::Result<Report> {
     let out = prepare::folder(&args.out, &given)?;
     let prepared = prepare::rules(args, &given)?;
     let indicators = prepare::open_indicators(&args.indicators)?;
@@ -68,10 +106,9 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
     let spool = Spool::create(&out.join(SPOOL)).context("begin the spool")?;
     save_draft(&out, &report)?;
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let scratch = setup.replay.clone();
-    let mut session = Session { out: &out, report, next_volume: 0, scratch };
-    let done = runtime.block_on(session.run(setup, spool, given));
+    let mut session = Session { out: &out, report, next_volume: 0, scratch, plan: &plan };
+    let done = runtime.block_on(session.run((setup, spool), given, signals));
     let mut report = session.report;
     report.run.ended = now();
     report.run.agent_sha256 = agent.join().ok().flatten();
@@ -92,15 +129,13 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
             Err(error)
         }
     };
-    let sealed = records.and_then(|records| Ok(seal::seal(&out, records, report, key.as_ref())?));
-    let report = sealed.with_context(|| {
+    let sealed = records.and_then(|records| Ok(seal::seal(&out, records, report, plan.key)?));
+    sealed.with_context(|| {
         let folder = out.display();
         Hint(format!(
             "what was found so far is in {folder}/{SPOOL}: mend the cause, then `cleanroom-agent seal {folder}`"
         ))
-    })?;
-    show(args, &out, &report)?;
-    Ok(status(args, &report))
+    })
 }
 
 fn status(args: &Scan, report: &Report) -> u8 {
@@ -162,20 +197,24 @@ struct Session<'s> {
     next_volume: u32,
     /// Where dirty journals are replayed into; absent where they are not.
     scratch: Option<Scratch>,
+    plan: &'s Plan<'s>,
 }
 
 impl Session<'_> {
     async fn run(
         &mut self,
-        setup: Setup,
-        spool: Spool,
+        (setup, spool): (Setup, Spool),
         given: Vec<Given>,
+        signals: &mut Option<Signals>,
     ) -> anyhow::Result<Spool> {
-        let signals = Signals::take().context("take the signals")?;
-        let bar = progress::Bar::new();
+        let signals = match signals {
+            Some(taken) => taken,
+            none => none.insert(Signals::take().context("take the signals")?),
+        };
+        let bar = progress::Bar::new(self.plan.watcher);
         let watch = bar.clone();
         let mut supervisor =
-            Supervisor::start(setup, spool, signals, Box::new(move |totals| watch.show(totals)))
+            Supervisor::start(setup, spool, signals, Box::new(move |sight| watch.see(&sight)))
                 .await?;
         self.report.indicators.clone_from(&supervisor.indicators);
         self.rule_gaps(&mut supervisor)?;
@@ -202,7 +241,7 @@ impl Session<'_> {
         Ok(spool)
     }
 
-    /// A rule that did not compile judged nothing.
+    /// A rule that did not compile judged nothing, nor did one that did not come.
     fn rule_gaps(&self, supervisor: &mut Supervisor<'_>) -> anyhow::Result<()> {
         let errors = self.report.rule_diagnostics.iter().filter(|diagnostic| diagnostic.error);
         for (sub, diagnostic) in (0..).zip(errors) {
@@ -217,6 +256,9 @@ impl Session<'_> {
             };
             supervisor.write_own(u32::MAX, &walk::gap_line(&gap, u64::MAX, sub))?;
         }
+        for (sub, gap) in (1 << 24..).zip(&self.plan.gaps) {
+            supervisor.write_own(u32::MAX, &walk::gap_line(gap, u64::MAX, sub))?;
+        }
         Ok(())
     }
 
@@ -224,24 +266,30 @@ impl Session<'_> {
     async fn examine(
         &mut self,
         supervisor: &mut Supervisor<'_>,
-        bar: &progress::Bar,
+        bar: &progress::Bar<'_>,
         given: Given,
     ) -> anyhow::Result<()> {
         let mut source = EvidenceSource {
             name: given.name.clone(),
             given: printable(&given.path.to_string_lossy()),
-            kind: given.evidence.kind().to_owned(),
+            kind: given.evidence.as_ref().map_or("unknown", Evidence::kind).to_owned(),
             size: None,
             partition_table: None,
         };
         let (file, size) = match given.evidence {
-            Evidence::Folder(folder) => {
+            Err(reason) => {
+                self.report.evidence.push(source);
+                let record = volume_record(&given.name, &given.path, "unknown");
+                let advice = Some("see what became of it, and scan again".to_owned());
+                return self.not_walked(supervisor, record, GapKind::Evidence, reason, advice);
+            }
+            Ok(Evidence::Folder(folder)) => {
                 self.report.evidence.push(source);
                 let record = volume_record(&given.name, &given.path, "folder");
                 let view = view::folder(&folder, &given.path);
                 return self.walk(supervisor, bar, record, (view, None)).await;
             }
-            Evidence::Image(file, size) | Evidence::Device(file, size) => (file, size),
+            Ok(Evidence::Image(file, size) | Evidence::Device(file, size)) => (file, size),
         };
         source.size = Some(size);
         let layout = supervisor.probe(file.as_fd()).await;
@@ -281,7 +329,7 @@ impl Session<'_> {
     async fn examine_part(
         &mut self,
         supervisor: &mut Supervisor<'_>,
-        bar: &progress::Bar,
+        bar: &progress::Bar<'_>,
         (name, path): (&str, &Path),
         (part, sector): (&Part, u32),
         backing: &(OwnedFd, u64),
@@ -311,7 +359,7 @@ impl Session<'_> {
     async fn walk(
         &mut self,
         supervisor: &mut Supervisor<'_>,
-        bar: &progress::Bar,
+        bar: &progress::Bar<'_>,
         mut record: VolumeRecord,
         (view, backing): (Result<View, ViewError>, Option<&(OwnedFd, u64)>),
     ) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use cleanroom_contract::{GapKind, RuleFile, SeverityCounts};
+use cleanroom_contract::{GapKind, RuleFile, Severity, SeverityCounts};
 use rustix::fs::MemfdFlags;
 
 use crate::{
@@ -107,8 +107,17 @@ impl Totals {
     }
 }
 
-/// Watches a run: called with the totals a few times a second.
-pub(crate) type Watch<'w> = dyn FnMut(&Totals) + 'w;
+/// What a run shows to whoever watches it.
+#[derive(Debug)]
+pub(crate) enum Sight<'s> {
+    /// The totals, a few times a second.
+    Totals(&'s Totals),
+    /// A finding, as a JSON line, when it is made.
+    Finding(Severity, &'s [u8]),
+}
+
+/// Watches a run, and never holds it up.
+pub(crate) type Watch<'w> = dyn FnMut(Sight<'_>) + 'w;
 
 /// Signals that ask the run to end.
 #[derive(Debug)]
@@ -132,7 +141,8 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -172,7 +182,7 @@ pub(crate) struct Supervisor<'w> {
     /// The volume whose records arrive.
     volume: u32,
     pub(crate) totals: Totals,
-    pub(crate) signals: Signals,
+    pub(crate) signals: &'w mut Signals,
     watch: Box<Watch<'w>>,
     /// The lists as the walker loaded them.
     pub(crate) indicators: Vec<RuleFile>,
@@ -189,7 +199,7 @@ impl<'w> Supervisor<'w> {
     pub(crate) async fn start(
         mut setup: Setup,
         spool: Spool,
-        signals: Signals,
+        signals: &'w mut Signals,
         watch: Box<Watch<'w>>,
     ) -> Result<Self, SuperviseError> {
         let (walker, indicators) = start_walker(&mut setup).await?;
@@ -316,7 +326,7 @@ impl<'w> Supervisor<'w> {
             FromWalker::Lines(lines) => lines.iter().try_for_each(|line| self.write(line)),
             FromWalker::Counters(counters) => {
                 self.totals.current = counters;
-                (self.watch)(&self.totals);
+                (self.watch)(Sight::Totals(&self.totals));
                 // A run that is killed has on disk what was known a moment ago.
                 self.spool.flush().map_err(SuperviseError::Spool)
             }
@@ -366,7 +376,10 @@ impl<'w> Supervisor<'w> {
     fn write(&mut self, line: &Line) -> Result<(), SuperviseError> {
         match line.kind {
             LineKind::File => {}
-            LineKind::Finding(severity) => self.totals.findings.add(severity),
+            LineKind::Finding(severity) => {
+                self.totals.findings.add(severity);
+                (self.watch)(Sight::Finding(severity, &line.json));
+            }
             LineKind::Gap(kind) => *self.totals.gaps.entry(kind).or_default() += 1,
         }
         self.spool.append(self.volume, line).map_err(SuperviseError::Spool)

@@ -1,11 +1,15 @@
 //! Role processes: this executable, started again to do one job.
 //!
 //! Purpose: start a role with a socket as its standard input, and, inside the role, make sure that it
-//! ends with the process that started it. Touches processes only.
+//! ends with the process that started it. Touches processes only. Never gives a role the cloud's credentials.
 
 use std::{
+    ffi::OsString,
     io::{self, Write as _},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, net::UnixStream},
+    },
     process::Stdio,
 };
 
@@ -50,15 +54,19 @@ impl Peer {
     /// it (prctl(2), `PR_SET_PDEATHSIG`).
     pub(crate) fn start(role: Role) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let child = tokio::process::Command::new("/proc/self/exe")
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command
             .arg0("cleanroom-agent")
             .args(["role", role.name(), "--parent", &std::process::id().to_string()])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             // A terminal's Ctrl-C is for the supervisor, who tells the others.
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
+            .kill_on_drop(true);
+        for name in cloud_variables() {
+            command.env_remove(name);
+        }
+        let child = command.spawn()?;
         Ok(Self { child, channel: register(Channel::new(ours, role.name()))? })
     }
 
@@ -96,6 +104,11 @@ impl Peer {
             drop(tokio::time::timeout(patience, self.child.kill()).await);
         }
     }
+}
+
+/// The variables of this process that only the supervisor may know: keys, and where the cloud is.
+pub(crate) fn cloud_variables() -> impl Iterator<Item = OsString> {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| name.as_bytes().starts_with(b"AWS_"))
 }
 
 /// Watches a channel for what arrives.

@@ -328,7 +328,7 @@ fn root_disk(kernel: &Kernel, start: &Start<'_>, scratch: &Path) -> Result<PathB
 /// The first program of the room.
 fn init() -> String {
     format!(
-        r#"{BEGIN}mkdir -p /run/lock
+        r#"{BEGIN}export TMPDIR=/var/tmp
 ip link set lo up
 ip addr add 169.254.169.15/24 dev eth0
 ip link set eth0 up

@@ -23,7 +23,7 @@ use crate::{
     evidence::{scratch::Scratch, view::Evidence},
     protocol::{Limits, Measures},
     rules::{self, source::RuleArgument},
-    supervise::Setup,
+    supervise::{Setup, role},
 };
 
 /// Files up to this size are scanned whole.
@@ -37,11 +37,11 @@ const TOLD: usize = 50;
 /// The free space below which a scan does not begin.
 const MIN_FREE: u64 = 32 << 20;
 
-/// One piece of evidence, opened.
-pub(super) struct Given {
-    pub(super) name: String,
-    pub(super) path: PathBuf,
-    pub(super) evidence: Evidence,
+/// One piece of evidence, opened, or why it is not.
+pub(in crate::run) struct Given {
+    pub(in crate::run) name: String,
+    pub(in crate::run) path: PathBuf,
+    pub(in crate::run) evidence: Result<Evidence, String>,
 }
 
 /// Opens everything that was given, before anything is read.
@@ -62,7 +62,7 @@ pub(super) fn open_evidence(paths: &[PathBuf]) -> anyhow::Result<Vec<Given>> {
                 count += 1;
                 name = format!("{base}#{count}");
             }
-            Ok(Given { name, path: path.clone(), evidence })
+            Ok(Given { name, path: path.clone(), evidence: Ok(evidence) })
         })
         .collect()
 }
@@ -71,7 +71,7 @@ pub(super) fn open_evidence(paths: &[PathBuf]) -> anyhow::Result<Vec<Given>> {
 fn lies_within<'g>(path: &Path, given: &'g [Given]) -> Option<&'g Given> {
     let there = resolved(path);
     given.iter().find(|given| {
-        matches!(given.evidence, Evidence::Folder(_))
+        matches!(given.evidence, Ok(Evidence::Folder(_)))
             && fs::canonicalize(&given.path).is_ok_and(|evidence| there.starts_with(evidence))
     })
 }
@@ -172,6 +172,9 @@ pub(super) fn rules(args: &Scan, given: &[Given]) -> anyhow::Result<Option<rules
         compiler.args(["rules", "compile", "--out", "-"]);
         compiler.args(["--parent", &std::process::id().to_string()]);
         compiler.arg("--").args(&args.rules);
+        for name in role::cloud_variables() {
+            compiler.env_remove(name);
+        }
         rules::run_compiler(compiler, out)
     })?;
     let (errors, warnings): (Vec<_>, Vec<_>) =
@@ -320,7 +323,7 @@ pub(super) fn draft(args: &Scan, setup: &Setup) -> Report {
 }
 
 /// SHA-256 of this executable.
-pub(super) fn own_digest() -> Option<Sha256> {
+pub(in crate::run) fn own_digest() -> Option<Sha256> {
     let file = File::open("/proc/self/exe").ok()?;
     folder::digest(&file).ok().map(|(_, sha256)| sha256)
 }

@@ -7,26 +7,31 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 use cleanroom_contract::printable;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Totals;
+use super::Watcher;
+use crate::supervise::{Sight, Totals};
 
-/// The line. Hidden where stderr is no terminal.
+/// The line. Hidden where stderr is no terminal. Passes on what it is shown to who else watches.
 #[derive(Clone)]
-pub(super) struct Bar {
+pub(super) struct Bar<'w> {
     bar: ProgressBar,
+    watcher: Option<&'w dyn Watcher>,
     /// Bytes of the volumes before the one in hand.
     before: Rc<Cell<u64>>,
     seen: Rc<Cell<u64>>,
 }
 
-impl Bar {
-    pub(super) fn new() -> Self {
+impl<'w> Bar<'w> {
+    pub(super) fn new(watcher: Option<&'w dyn Watcher>) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-        Self { bar, before: Rc::default(), seen: Rc::default() }
+        Self { bar, watcher, before: Rc::default(), seen: Rc::default() }
     }
 
     /// A volume begins; `total` are the bytes that will be read, where that is known.
     pub(super) fn begin(&self, volume: &str, total: Option<u64>) {
         self.before.set(self.seen.get());
+        if let Some(watcher) = self.watcher {
+            watcher.begins(volume, total);
+        }
         let template = match total {
             Some(_) => "{prefix} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta} left · {msg}",
             None => "{prefix} {spinner} {bytes} {bytes_per_sec} · {msg}",
@@ -43,8 +48,18 @@ impl Bar {
         self.bar.enable_steady_tick(Duration::from_millis(250));
     }
 
+    /// Shows what the run shows.
+    pub(super) fn see(&self, sight: &Sight<'_>) {
+        if let Some(watcher) = self.watcher {
+            watcher.sees(sight);
+        }
+        if let Sight::Totals(totals) = sight {
+            self.show(totals);
+        }
+    }
+
     /// Shows how far the scan is.
-    pub(super) fn show(&self, totals: &Totals) {
+    fn show(&self, totals: &Totals) {
         let sum = totals.sum();
         self.seen.set(sum.bytes);
         self.bar.set_position(sum.bytes.saturating_sub(self.before.get()));

@@ -1,0 +1,92 @@
+//! Runs that are killed, at whatever moment.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use cleanroom_contract::{RoomNews, RunState, WorkOrder, bundle_prefix};
+use nix::sys::signal::Signal;
+
+use super::{
+    account::Account,
+    machine::{Machine, order, said},
+};
+
+/// How many runs are killed.
+const KILLS: u32 = 10;
+
+/// Numbers that look random and are the same each time (SplitMix64).
+struct Numbers(u64);
+
+impl Numbers {
+    /// A part of a duration.
+    fn part_of(&mut self, whole: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let z = z ^ (z >> 31);
+        whole * u32::try_from(z % 1000).unwrap() / 1000
+    }
+}
+
+/// An order that was carried out in spite of all, and how many kills met it while people were being told.
+fn carried_out(account: &Account, machine: &Machine, order: &WorkOrder, in_doubt: usize) {
+    let output = machine.expect(0, &["--work-order", &machine.order_file(order)]);
+    let scan = machine.published(account, order, &output);
+    assert_eq!(scan.report.run.state, RunState::Complete, "{}", said(&output));
+    let prefix = bundle_prefix(&order.case, &order.scan);
+    let files = account.versions().into_keys().filter(|key| key.starts_with(&prefix)).count();
+    assert_eq!(files, 7, "one bundle");
+    let events = account.events(&order.case, &order.scan);
+    let published =
+        |event: &&cleanroom_contract::RoomEvent| matches!(event.news, RoomNews::Published { .. });
+    assert!(events.iter().any(|event| published(&event)), "{events:?}");
+    let messages = account.messages();
+    assert!((1..=1 + in_doubt).contains(&messages.len()), "{in_doubt} in doubt: {messages:#?}");
+    for (message, _) in messages {
+        assert_eq!(message["scan"], order.scan.as_str());
+    }
+}
+
+/// Moments are drawn from the time that a whole run takes here, so that a slow machine is killed at the same places as a
+/// fast one.
+#[test]
+fn ten_killed_runs_end_as_one_that_was_not() {
+    let account = Account::new();
+    let machine = Machine::new(&account);
+    for number in 0..300 {
+        let path = machine.path().join("tree").join(format!("file-{number}"));
+        fs::write(path, vec![b'x'; 64 << 10]).unwrap();
+    }
+    let began = Instant::now();
+    carried_out(&account, &machine, &order(&account, "20260102T030400Z-00000000"), 0);
+    let whole = began.elapsed();
+    let mut numbers = Numbers(20_260_301);
+    let (mut kills, mut orders, mut in_doubt) = (0, 1, 0);
+    let next = |orders: u32| order(&account, &format!("20260102T0304{orders:02}Z-00000000"));
+    let mut ordered = next(orders);
+    while kills < KILLS {
+        let mut running = machine.start(&["--work-order", &machine.order_file(&ordered)]);
+        let until = Instant::now() + numbers.part_of(whole);
+        while Instant::now() < until && !running.has_ended() {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        let killed = !running.has_ended();
+        running.signal(Signal::SIGKILL);
+        let output = running.finish();
+        if killed {
+            assert_eq!(output.status.code(), None, "{}", said(&output));
+            kills += 1;
+            in_doubt += usize::from(machine.phase(&ordered.scan) == "telling");
+        } else {
+            carried_out(&account, &machine, &ordered, in_doubt);
+            orders += 1;
+            in_doubt = 0;
+            ordered = next(orders);
+        }
+    }
+    carried_out(&account, &machine, &ordered, in_doubt);
+    account.assert_written_once();
+}

@@ -1,0 +1,149 @@
+//! Where orders come from, and which are refused.
+
+use std::fs;
+
+use cleanroom_contract::{
+    Finding, OrderedFile, Room, RoomNews, VersionOne, WorkOrder, bundle_prefix, order_key,
+};
+
+use super::{
+    account::Account,
+    machine::{
+        CASE, Machine, RULE, VOLUME, digest, metadata, order, ordered_file, put_order, said,
+    },
+};
+use crate::support::wait_until;
+
+const FIRST: &str = "20260102T030405Z-0123abcd";
+const UNUSABLE: &str = "20260102T040000Z-00000000";
+const SECOND: &str = "20260102T050607Z-89abcdef";
+
+/// The user data of a room with this order.
+fn user_data(account: &Account, order: &WorkOrder, sha256: cleanroom_contract::Sha256) -> String {
+    let room = Room {
+        v: VersionOne,
+        case: CASE.parse().unwrap(),
+        region: "us-east-1".to_owned(),
+        stack: "cleanroom-case".to_owned(),
+        bucket: account.bucket.clone(),
+        order: OrderedFile {
+            name: "order".to_owned(),
+            key: order_key(&order.case, &order.scan),
+            sha256,
+        },
+        volumes: [].into(),
+        idle_seconds: 60,
+    };
+    format!("#!/bin/sh\n#cleanroom-room {}\nexit 0\n", serde_json::to_string(&room).unwrap())
+}
+
+#[test]
+fn a_room_takes_its_order_from_user_data_and_waits_for_newer_ones() {
+    let account = Account::new();
+    let mut machine = Machine::new(&account);
+    let first = order(&account, FIRST);
+    let (_, sha256) = put_order(&account, &first);
+    machine
+        .set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata(user_data(&account, &first, sha256)));
+    machine.unset("AWS_REGION");
+
+    let running = machine.start(&["--idle", "8s"]);
+    let sums = |order: &WorkOrder| format!("{}SHA256SUMS", bundle_prefix(&order.case, &order.scan));
+    wait_until("the first bundle", || account.versions().contains_key(&sums(&first)));
+    account.put(&order_key(&first.case, &UNUSABLE.parse().unwrap()), b"{\"v\":1}");
+    let mut second = order(&account, SECOND);
+    second.rules = vec![ordered_file(&account, "new.yar", RULE.as_bytes())];
+    put_order(&account, &second);
+    let output = running.finish();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+
+    let (before, after) = (
+        machine.published(&account, &first, &output),
+        machine.published(&account, &second, &output),
+    );
+    let added: Vec<&Finding> =
+        after.findings.iter().filter(|finding| !before.findings.contains(finding)).collect();
+    assert_eq!(added.len(), 1, "what the new rule adds, and only that: {added:?}");
+    assert!(added[0].source.contains("planted_shell"), "{added:?}");
+    assert_eq!(after.findings.len(), before.findings.len() + 1);
+    let failed = account.events(&first.case, &UNUSABLE.parse().unwrap());
+    assert!(matches!(failed[0].news, RoomNews::Failed { .. }), "{failed:?}");
+    let last = account.events(&second.case, &second.scan);
+    assert!(matches!(last.last().unwrap().news, RoomNews::Idle), "{last:?}");
+    assert_eq!(account.messages().len(), 2);
+    account.assert_written_once();
+}
+
+#[test]
+fn an_order_of_another_digest_is_refused() {
+    let account = Account::new();
+    let mut machine = Machine::new(&account);
+    let order = order(&account, FIRST);
+    let (key, sha256) = put_order(&account, &order);
+    let place = format!("s3://{}/{key}@sha256=", account.bucket);
+    let output = machine.expect(78, &["--work-order", &format!("{place}{}", digest(b"else"))]);
+    assert!(said(&output).contains("was expected"), "{}", said(&output));
+    let other = user_data(&account, &order, digest(b"else"));
+    machine.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata(other));
+    let output = machine.expect(78, &[]);
+    assert!(said(&output).contains("was expected"), "{}", said(&output));
+    assert_eq!(account.versions().len(), 1, "nothing but the order is there");
+    machine.expect(0, &["--work-order", &format!("{place}{sha256}")]);
+    machine.published(&account, &order, &output);
+}
+
+#[test]
+fn what_can_never_be_carried_out_is_not_tried_again() {
+    let account = Account::new();
+    let mut machine = Machine::new(&account);
+    let orders = machine.path().join("orders");
+    fs::create_dir(&orders).unwrap();
+    let file = |name: &str, text: &str| {
+        let path = orders.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let mut empty = order(&account, FIRST);
+    empty.volumes.clear();
+    let empty = file("empty.json", &serde_json::to_string(&empty).unwrap());
+    let garbage = file("garbage.json", "{");
+    let absent = orders.join("absent.json").to_str().unwrap().to_owned();
+    let nowhere = format!("s3://{}/cases/none.json", account.bucket);
+    for (place, word) in [
+        (empty.as_str(), "0 volumes"),
+        (&garbage, "read the work order"),
+        (&absent, "absent.json"),
+        (&nowhere, "there is no"),
+    ] {
+        let output = machine.expect(78, &["--work-order", place]);
+        assert!(said(&output).contains(word), "{place}: {}", said(&output));
+    }
+    machine.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata("#!/bin/sh\necho\n".to_owned()));
+    let output = machine.expect(78, &[]);
+    assert!(said(&output).contains("user data"), "{}", said(&output));
+    assert!(account.versions().is_empty());
+}
+
+/// The disk behind `/` as a stand-in for evidence, where this machine's `/` is on one.
+#[test]
+fn the_disk_behind_the_root_is_refused_as_evidence() {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = fs::metadata("/").unwrap().dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let uevent = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"));
+    let name = uevent.ok().and_then(|text| {
+        text.lines().find_map(|line| line.strip_prefix("DEVNAME=").map(str::to_owned))
+    });
+    let Some(name) = name.filter(|name| fs::metadata(format!("/dev/{name}")).is_ok()) else {
+        return;
+    };
+    let account = Account::new();
+    let machine = Machine::new(&account);
+    let mut order = order(&account, FIRST);
+    order.volumes[0].source = "vol-0fedcba9876543210".parse().unwrap();
+    let file = machine.order_file(&order);
+    let root = format!("vol-0fedcba9876543210=/dev/{name}");
+    let output = machine.expect(78, &["--work-order", &file, "--evidence", &root]);
+    assert!(said(&output).contains("behind /"), "{VOLUME}: {}", said(&output));
+    assert!(account.versions().is_empty());
+}
