@@ -190,6 +190,9 @@ impl<'r> Agent<'r> {
             agent_sha256: scan::own_digest(),
             attempt: ledger.state.attempt,
         });
+        if ledger.state.phase >= Phase::Published {
+            Self::tell_again(order, ledger, news)?;
+        }
         if ledger.state.phase == Phase::Scanning {
             self.examine(taken, ledger, news, is_first)?;
         }
@@ -199,10 +202,11 @@ impl<'r> Agent<'r> {
         if ledger.state.phase < Phase::Told {
             self.tell_people(order, ledger, news)?;
         }
-        if ledger.state.phase < Phase::Done {
-            self.end_task(order, ledger)?;
+        self.end_task(order, ledger)?;
+        if !news.flush(LAST_WORDS) {
+            say("some events are not written yet: the bundle is");
         }
-        Ok(())
+        Ok(ledger.reach(Phase::Done).context("write the state")?)
     }
 
     /// The voice on a scan.

@@ -64,10 +64,10 @@ fn an_interrupted_upload_goes_on() {
     let source = Source { key: "large", file: &file, size: SIZE as u64, sha256 };
     let denied =
         || Injection::Error { code: "AccessDenied".to_owned(), status: Some(403) };
-    proxy.set(&[Fault::new("s3", 0.3, denied()).on("UploadPart")]).expect("faults are set");
+    proxy.set(&[Fault::new("s3", 0.5, denied()).on("UploadPart")]).expect("faults are set");
     let mut id = None;
     let put = runtime.block_on(store.upload(&source, None, &mut |new| id = Some(new.to_owned())));
-    assert!(matches!(put, Err(UploadError::Cloud(_))), "{put:?}");
+    assert!(matches!(put, Err(UploadError::Cloud(_))), "{put:?}: {:?}", proxy.fired());
     let id = id.expect("an upload was begun");
     assert!(account.versions().is_empty(), "half a file is no object");
 
