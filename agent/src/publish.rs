@@ -11,6 +11,7 @@ use cleanroom_contract::{
     Finding, PublishedFile, Report, RunState, Sha256, WorkOrder, bundle_prefix, printable,
 };
 use serde_json::json;
+use sha2::Digest as _;
 
 use crate::bundle::{
     folder::{Entry, Folder, digest, read_bounded},
@@ -116,10 +117,11 @@ fn sums_of(folder: &Folder) -> io::Result<Vec<u8>> {
     sums.ok_or_else(|| io::Error::other("its sums are longer than those of any bundle"))
 }
 
-/// SHA-256 of a sealed bundle's sums; `None` where it is not sealed.
+/// SHA-256 of a sealed bundle's sums; `None` where it is not sealed, or was being sealed when the agent was killed.
 pub(crate) fn sealed(folder: &Path) -> Option<Sha256> {
-    let file = Folder::open(folder).ok()?.file(SUMS).ok()?;
-    digest(&file).ok().map(|(_, sha256)| sha256)
+    let sums = sums_of(&Folder::open(folder).ok()?).ok()?;
+    parse_sums(&sums).ok()?;
+    Some(Sha256(sha2::Sha256::digest(&sums).into()))
 }
 
 /// A sealed bundle's report.
@@ -188,12 +190,8 @@ pub(crate) fn notice(order: &WorkOrder, report: &Report, sums: Sha256) -> Notice
         RunState::Interrupted => "scanned in part",
         RunState::Failed => "scan failed in part",
     };
-    let mut lines = format!(
-        "{} of case {}: {}\n\n",
-        order.instance,
-        order.case,
-        text::verdict(report)
-    );
+    let mut lines =
+        format!("{} of case {}: {}\n\n", order.instance, order.case, text::verdict(report));
     for finding in report.worst.iter().take(SHOWN) {
         let path = finding.path.as_ref().map_or("", |path| path.path.as_str());
         // Into a text nothing fails to be written.

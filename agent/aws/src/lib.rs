@@ -228,8 +228,10 @@ pub(crate) mod tests {
         answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
     ) -> (Aws, Arc<Mutex<Vec<String>>>) {
         let sent = Arc::new(Mutex::new(Vec::new()));
-        let connector =
-            SharedHttpConnector::new(Connector { sent: Arc::clone(&sent), answer: Box::new(answer) });
+        let connector = SharedHttpConnector::new(Connector {
+            sent: Arc::clone(&sent),
+            answer: Box::new(answer),
+        });
         let keys = Credentials::new("AKIAIOSFODNN7EXAMPLE", "none", None, None, "canned");
         let shared = SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())

@@ -55,8 +55,7 @@ impl Topic {
     /// Where SNS refuses or does not answer.
     pub async fn publish(&self, notice: &Notice) -> Result<String> {
         const OPERATION: &str = "sns:Publish";
-        let not_sent =
-            |why: String| own(OPERATION, &self.arn, ErrorKind::Other, "NotSent", why);
+        let not_sent = |why: String| own(OPERATION, &self.arn, ErrorKind::Other, "NotSent", why);
         let message = message(notice).map_err(|e| not_sent(e.to_string()))?;
         let mut attributes = HashMap::new();
         // SNS refuses empty values.

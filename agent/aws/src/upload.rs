@@ -3,16 +3,13 @@
 //! Purpose: one file becomes one object, whole or not at all. Small ones in one request, larger ones in parts that the
 //! service checks one by one (SHA-256), several at once; an upload that was interrupted goes on where it stopped. Touches
 //! one bucket and the file it is given. Never overwrites: an object that is there already counts as done where it is the
-//! same, and is an error where it is not. Never holds more than a few parts in memory.
+//! same, and is an error where it is not. Never gives an upload up either, which would take a right to delete: the bucket's
+//! lifecycle removes parts that nobody puts together. Never holds more than a few parts in memory.
 //!
 //! S3 has no SHA-256 over the whole of an object that came in parts, only one over the parts' digests (S3 user guide,
 //! "Checking object integrity"). The file's own digest is therefore compared while it is read, before the object exists.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt as _,
-};
+use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use aws_sdk_s3::{
     primitives::ByteStream,
@@ -115,10 +112,8 @@ fn part_size(size: u64) -> u64 {
 
 /// Reads a part of a file.
 fn read_part(source: &Source<'_>, offset: u64, length: u64) -> Result<Vec<u8>, UploadError> {
-    let failed = |source_error| UploadError::Read {
-        key: source.key.to_owned(),
-        source: source_error,
-    };
+    let failed =
+        |source_error| UploadError::Read { key: source.key.to_owned(), source: source_error };
     let mut bytes = vec![0; usize::try_from(length).map_err(|e| failed(io::Error::other(e)))?];
     match source.file.read_exact_at(&mut bytes, offset) {
         Ok(()) => Ok(bytes),
@@ -147,21 +142,23 @@ impl Store {
             return self.upload_whole(source).await;
         }
         // Gigabytes are not sent to learn at their end that they are there already.
-        if begun.is_none() && self.is_there(source, None).await? {
-            return Ok(Put::Exists);
+        if begun.is_none() {
+            match self.is_there(source, None).await {
+                Ok(true) => return Ok(Put::Exists),
+                // Without the right to list, a key that has no object is forbidden and not missing.
+                Err(UploadError::Cloud(error)) if error.kind != ErrorKind::Denied => {
+                    return Err(error.into());
+                }
+                Ok(false) | Err(UploadError::Cloud(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         let (id, have) = match begun {
             Some(id) => self.go_on(source.key, id).await?,
             None => (self.begin(source.key).await?, Vec::new()),
         };
         note(&id);
-        let parts = match self.send_parts(source, &id, have).await {
-            Err(error @ UploadError::Changed { .. }) => {
-                self.abandon(source.key, &id).await;
-                return Err(error);
-            }
-            parts => parts?,
-        };
+        let parts = self.send_parts(source, &id, have).await?;
         self.complete(source, &id, &parts).await
     }
 
@@ -199,10 +196,7 @@ impl Store {
         let answer = call.checksum_mode(ChecksumMode::Enabled).send().await;
         let head = match answer.map_err(|e| fail("s3:HeadObject", source.key, e)) {
             Ok(head) => head,
-            // Without the right to list, a key that has no object is forbidden and not missing.
-            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Denied) => {
-                return Ok(false);
-            }
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error.into()),
         };
         if head.content_length.and_then(|length| u64::try_from(length).ok()) != Some(source.size) {
@@ -348,20 +342,11 @@ impl Store {
         };
         let composite = composite(parts);
         match error.code.as_str() {
-            "PreconditionFailed" => {
-                self.abandon(source.key, id).await;
-                self.same_or_taken(source, Some(&composite)).await
-            }
+            "PreconditionFailed" => self.same_or_taken(source, Some(&composite)).await,
             // It was put together before, and the answer was lost.
             "NoSuchUpload" if self.is_there(source, Some(&composite)).await? => Ok(Put::Exists),
             _ => Err(error.into()),
         }
-    }
-
-    /// Gives an upload up, so that its parts cost nothing; the bucket's own rules do where this fails.
-    async fn abandon(&self, key: &str, id: &str) {
-        let call = self.s3.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id);
-        drop(call.send().await);
     }
 }
 

@@ -314,8 +314,7 @@ impl<'r> Agent<'r> {
 
     /// A later order; `None` where it can not be carried out, which its events then say.
     fn take(&mut self, order: &WorkOrder, scan: &ScanId) -> Result<Option<Taken>, Stop> {
-        let taken =
-            self.runtime.block_on(order::named(&self.aws, order, scan, self.room.as_ref()));
+        let taken = self.runtime.block_on(order::named(&self.aws, order, scan, self.room.as_ref()));
         match taken.map_err(Stop::from) {
             Ok(taken) => {
                 self.refuse_own_disk(&taken.order)?;

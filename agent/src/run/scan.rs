@@ -12,11 +12,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::runtime::Runtime;
 use cleanroom_contract::{
     EvidenceSource, Gap, GapKind, Report, RunState, VersionOne, VolumeRecord, VolumeState,
     printable,
 };
+use tokio::runtime::Runtime;
 
 use super::{FAILED, FINDINGS, GAPS, Hint, USAGE, format_or_default, now, print, say};
 use crate::{

@@ -97,9 +97,8 @@ print(json.dumps([topic, queue]))
     pub(super) fn events(&self, case: &CaseId, scan: &ScanId) -> Vec<RoomEvent> {
         let prefix = events_prefix(case, scan);
         let keys = self.versions().into_keys().filter(|key| key.starts_with(&prefix));
-        let events: Vec<RoomEvent> = keys
-            .map(|key| serde_json::from_slice(&self.get(&key)).expect("an event"))
-            .collect();
+        let events: Vec<RoomEvent> =
+            keys.map(|key| serde_json::from_slice(&self.get(&key)).expect("an event")).collect();
         for (number, event) in (1..).zip(&events) {
             assert_eq!((event.seq, &event.case, &event.scan), (number, case, scan));
         }

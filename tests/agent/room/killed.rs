@@ -48,9 +48,8 @@ fn carried_out(
     let files = account.versions().into_keys().filter(|key| key.starts_with(&prefix)).count();
     assert_eq!(files, 7, "one bundle");
     let events = account.events(&order.case, &order.scan);
-    let published = |event: &&cleanroom_contract::RoomEvent| {
-        matches!(event.news, RoomNews::Published { .. })
-    };
+    let published =
+        |event: &&cleanroom_contract::RoomEvent| matches!(event.news, RoomNews::Published { .. });
     assert!(events.iter().any(|event| published(&event)), "{events:?}");
     let messages = account.messages();
     assert!((1..=1 + in_doubt).contains(&messages.len()), "{in_doubt} in doubt: {messages:#?}");

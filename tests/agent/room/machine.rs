@@ -187,10 +187,7 @@ pub(super) fn order(account: &Account, scan: &str) -> WorkOrder {
         rules: Vec::new(),
         indicators: Vec::new(),
         limits: ScanLimits { attach_seconds: 0, threads: Some(1), ..ScanLimits::default() },
-        publish: Destination {
-            bucket: account.bucket.clone(),
-            topic: Some(account.topic.clone()),
-        },
+        publish: Destination { bucket: account.bucket.clone(), topic: Some(account.topic.clone()) },
         task_token: None,
     }
 }
@@ -244,7 +241,8 @@ fn answer(mut stream: TcpStream, user_data: &str) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let first = lines.next().unwrap_or_default();
     let head: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
-    let has_token = head.iter().any(|line| line.eq_ignore_ascii_case("x-aws-ec2-metadata-token: t0ken"));
+    let has_token =
+        head.iter().any(|line| line.eq_ignore_ascii_case("x-aws-ec2-metadata-token: t0ken"));
     let words: Vec<_> = first.split(' ').collect();
     let (status, body) = match words.as_slice() {
         ["PUT", "/latest/api/token", ..] => ("200 OK", "t0ken"),

@@ -19,7 +19,11 @@ const UNUSABLE: &str = "20260102T040000Z-00000000";
 const SECOND: &str = "20260102T050607Z-89abcdef";
 
 /// The user data of a room with this order.
-fn user_data(account: &Account, order: &WorkOrder, sha256: cleanroom_contract::Sha256) -> String {
+pub(super) fn user_data(
+    account: &Account,
+    order: &WorkOrder,
+    sha256: cleanroom_contract::Sha256,
+) -> String {
     let room = Room {
         v: VersionOne,
         case: CASE.parse().unwrap(),
@@ -43,7 +47,8 @@ fn a_room_takes_its_order_from_user_data_and_waits_for_newer_ones() {
     let mut machine = Machine::new(&account);
     let first = order(&account, FIRST);
     let (_, sha256) = put_order(&account, &first);
-    machine.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata(user_data(&account, &first, sha256)));
+    machine
+        .set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata(user_data(&account, &first, sha256)));
     machine.unset("AWS_REGION");
 
     let running = machine.start(&["--idle", "8s"]);
@@ -56,8 +61,10 @@ fn a_room_takes_its_order_from_user_data_and_waits_for_newer_ones() {
     let output = running.finish();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
 
-    let (before, after) =
-        (machine.published(&account, &first, &output), machine.published(&account, &second, &output));
+    let (before, after) = (
+        machine.published(&account, &first, &output),
+        machine.published(&account, &second, &output),
+    );
     let added: Vec<&Finding> =
         after.findings.iter().filter(|finding| !before.findings.contains(finding)).collect();
     assert_eq!(added.len(), 1, "what the new rule adds, and only that: {added:?}");

@@ -111,7 +111,11 @@ fn xen_name(place: usize) -> Option<String> {
 
 /// The serial numbers, or names where they have none, of disks that nobody expected: neither evidence, nor behind the
 /// root file system, nor the machine's own.
-pub(super) fn unexpected(disks: &[Disk], wanted: &[Wanted], root: &BTreeSet<String>) -> Vec<String> {
+pub(super) fn unexpected(
+    disks: &[Disk],
+    wanted: &[Wanted],
+    root: &BTreeSet<String>,
+) -> Vec<String> {
     let known = |disk: &&Disk| {
         root.contains(&disk.name)
             || disk.model.contains(INSTANCE_STORE)

@@ -96,9 +96,8 @@ impl Agent<'_> {
         let sources = wanted.iter().map(|wanted| wanted.source.clone());
         let (found, missing): (Vec<_>, Vec<_>) =
             sources.zip(&places).partition(|(_, place)| came(place));
-        let ids = |some: Vec<(VolumeId, &Place)>| {
-            some.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
-        };
+        let ids =
+            |some: Vec<(VolumeId, &Place)>| some.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
         let (found, missing) = (ids(found), ids(missing));
         if is_first {
             self.signal(EVIDENCE, !found.is_empty());

@@ -38,15 +38,15 @@ impl Agent<'_> {
         let until = Instant::now() + self.args.patience;
         let mut pause = PAUSE.0;
         loop {
-            let error = match self.runtime.block_on(publish::bundle(&store, &folder, &prefix, ledger))
-            {
-                Ok(files) => {
-                    ledger.reach(Phase::Published).context("write the state")?;
-                    news.tell(RoomNews::Published { files });
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
+            let error =
+                match self.runtime.block_on(publish::bundle(&store, &folder, &prefix, ledger)) {
+                    Ok(files) => {
+                        ledger.reach(Phase::Published).context("write the state")?;
+                        news.tell(RoomNews::Published { files });
+                        return Ok(());
+                    }
+                    Err(error) => error,
+                };
             let shown = printable(&error_chain(&error));
             if error.is_final() {
                 say(&format!("the bundle can not be published: {shown}"));

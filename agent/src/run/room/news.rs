@@ -19,10 +19,7 @@ use cleanroom_contract::{
 };
 use tokio::sync::Notify;
 
-use super::super::{
-    now, say,
-    scan::Watcher,
-};
+use super::super::{now, say, scan::Watcher};
 use crate::supervise::Sight;
 
 /// Findings that one event names.
@@ -339,9 +336,8 @@ impl Teller<'_> {
             Err(error) if error.kind == ErrorKind::Denied => Vec::new(),
             Err(error) => return Err(error),
         };
-        let number = |key: &String| {
-            key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<u64>().ok()
-        };
+        let number =
+            |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<u64>().ok();
         Ok(keys.iter().filter_map(number).max().unwrap_or(0) + 1)
     }
 }
