@@ -141,20 +141,14 @@ impl Store {
         if source.size <= WHOLE {
             return self.upload_whole(source).await;
         }
-        // Gigabytes are not sent to learn at their end that they are there already.
-        if begun.is_none() {
-            match self.is_there(source, None).await {
-                Ok(true) => return Ok(Put::Exists),
-                // Without the right to list, a key that has no object is forbidden and not missing.
-                Err(UploadError::Cloud(error)) if error.kind != ErrorKind::Denied => {
-                    return Err(error.into());
-                }
-                Ok(false) | Err(UploadError::Cloud(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let (id, have) = match begun {
-            Some(id) => self.go_on(source.key, id).await?,
+        let known = match begun {
+            Some(id) => self.parts_of(source.key, id).await?.map(|parts| (id.to_owned(), parts)),
+            None => None,
+        };
+        let (id, have) = match known {
+            Some(known) => known,
+            // Gigabytes are not sent to learn at their end that they are there already.
+            None if self.is_there_already(source).await? => return Ok(Put::Exists),
             None => (self.begin(source.key).await?, Vec::new()),
         };
         note(&id);
@@ -170,6 +164,15 @@ impl Store {
         match self.create(source.key, bytes).await? {
             Put::Created => Ok(Put::Created),
             Put::Exists => self.same_or_taken(source, None).await,
+        }
+    }
+
+    /// Whether the object is there before anything is sent, as far as that can be seen.
+    async fn is_there_already(&self, source: &Source<'_>) -> Result<bool, UploadError> {
+        match self.is_there(source, None).await {
+            // Without the right to list, a key that has no object is forbidden and not missing.
+            Err(UploadError::Cloud(error)) if error.kind == ErrorKind::Denied => Ok(false),
+            answer => answer,
         }
     }
 
@@ -233,17 +236,15 @@ impl Store {
         id.ok_or_else(|| own(OPERATION, key, ErrorKind::Other, "BadAnswer", "it names no upload"))
     }
 
-    /// The parts that an interrupted upload has, or a new upload where it is gone.
-    async fn go_on(&self, key: &str, id: &str) -> Result<(String, Vec<Part>), CloudError> {
+    /// The parts that an interrupted upload has; `None` where there is no such upload any more.
+    async fn parts_of(&self, key: &str, id: &str) -> Result<Option<Vec<Part>>, CloudError> {
         let call = self.s3.list_parts().bucket(&self.bucket).key(key).upload_id(id);
         let mut pages = call.into_paginator().send();
         let mut parts = Vec::new();
         while let Some(page) = pages.next().await {
             let page = match page.map_err(|e| fail("s3:ListParts", key, e)) {
                 Ok(page) => page,
-                Err(error) if error.kind == ErrorKind::NotFound => {
-                    return Ok((self.begin(key).await?, Vec::new()));
-                }
+                Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
                 // Who may not see the parts sends them again, which changes nothing.
                 Err(error) if error.kind == ErrorKind::Denied => break,
                 Err(error) => return Err(error),
@@ -257,7 +258,7 @@ impl Store {
                 }
             }
         }
-        Ok((id.to_owned(), parts))
+        Ok(Some(parts))
     }
 
     /// Sends the parts that the service does not have yet; all of them, in order.
