@@ -117,6 +117,24 @@ pub(crate) struct Scan {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Limits")]
     pub file_timeout: Duration,
 
+    /// Scan what is stored, without what a dirty journal holds. Else the kernel replays such journals into
+    /// scratch, never into the evidence: for hostile evidence on a machine you need, this is the careful way.
+    #[arg(long, help_heading = "Unreplayed journals")]
+    pub no_replay: bool,
+
+    /// Folder for what replaying writes, in files without a name [default: $TMPDIR, else /var/tmp].
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "no_replay",
+        help_heading = "Unreplayed journals"
+    )]
+    pub scratch: Option<PathBuf>,
+
+    /// The most that is written there for one volume [default: a tenth of it, at least 64 MiB].
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "no_replay", help_heading = "Unreplayed journals")]
+    pub scratch_size: Option<u64>,
+
     /// The case this belongs to.
     #[arg(long, value_name = "ID", help_heading = "For the report")]
     pub case: Option<CaseId>,

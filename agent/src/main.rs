@@ -6,6 +6,7 @@ mod cli;
 mod evidence;
 mod indicators;
 mod inspect;
+mod overlay;
 mod protocol;
 mod publish;
 mod rules;

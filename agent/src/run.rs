@@ -28,6 +28,7 @@ use crate::{
     },
     cli::{Cli, Command, Format, Rules, Seal, Verify},
     inspect::format,
+    overlay,
     protocol::Channel,
     rules,
     supervise::{self, role::Role},
@@ -122,6 +123,7 @@ fn play(role: Role, parent: u32) -> anyhow::Result<u8> {
         Role::Probe => supervise::probe_role(channel).context(name)?,
         Role::Walker => walk::run(channel).context(name)?,
         Role::Zygote => supervise::zygote::run(channel).context(name)?,
+        Role::Overlay => overlay::run(channel).context(name)?,
     }
     Ok(0)
 }

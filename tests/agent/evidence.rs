@@ -1,9 +1,10 @@
 //! Evidence of every kind: folders, images of every file system, partitioned disks, block devices.
 //!
-//! What is damaged, hostile or no evidence at all is in [`damaged`]. Touches temporary folders and,
-//! as root, loop devices.
+//! What is damaged, hostile or no evidence at all is in [`damaged`], what a dirty journal holds in
+//! [`journals`]. Touches temporary folders and, as root, loop devices.
 
 mod damaged;
+mod journals;
 
 use std::{
     collections::BTreeMap,

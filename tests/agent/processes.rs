@@ -1,6 +1,6 @@
 //! The agent's processes die, hang and are told to stop: each loss is one gap, and nothing outlives a run.
 
-mod running;
+pub(crate) mod running;
 
 use std::{fs, path::Path};
 

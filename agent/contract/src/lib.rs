@@ -19,8 +19,8 @@ pub use order::{Destination, OrderedFile, OrderedVolume, ScanLimits, VolumeRole,
 pub use path::{EvidencePath, printable};
 pub use record::{
     Binary, BinaryKind, DigestIndicator, EntryKind, EntryState, Extent, ExtentDigest, FileRecord,
-    Finding, Gap, GapKind, PatternMatch, Progress, Record, RuleMatch, ScanState, Section, Severity,
-    Summary, VersionOne, VolumeRecord, VolumeState,
+    Finding, Gap, GapKind, PatternMatch, Progress, Record, Replay, ReplayMeans, RuleMatch,
+    ScanState, Section, Severity, Summary, VersionOne, VolumeRecord, VolumeState,
 };
 pub use report::{
     BundleFile, Coverage, EvidenceSource, Report, RuleDiagnostic, RuleFile, Run, RunState,

@@ -81,14 +81,47 @@ pub struct VolumeRecord {
     /// Partition name (GPT), printable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition_name: Option<String>,
-    /// Why the journal is dirty; absent where it is clean or there is none.
+    /// Why the journal is dirty; absent where it is clean, was replayed, or there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreplayed_journal: Option<String>,
+    /// The journal was dirty, and what is recorded is the state after its replay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed: Option<Replay>,
     /// The options it was mounted with, or how the folder was viewed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub view: Vec<String>,
     /// How far the examination came.
     pub state: VolumeState,
+}
+
+/// How a dirty journal was replayed without a byte of the evidence changing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replay {
+    /// Why the journal was taken for dirty, for people.
+    pub reason: String,
+    /// What took the replay's writes.
+    pub means: ReplayMeans,
+}
+
+/// What stands between a file system that is replayed and the evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayMeans {
+    /// A snapshot by the kernel's device mapper.
+    DeviceMapper,
+    /// An overlay that a process of the agent serves over FUSE.
+    Overlay,
+}
+
+impl ReplayMeans {
+    /// The words for people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DeviceMapper => "device mapper snapshot",
+            Self::Overlay => "overlay over FUSE",
+        }
+    }
 }
 
 /// The kind of an entry, from its inode.

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use askama::Template;
 use cleanroom_contract::{
-    EvidencePath, EvidenceSource, Finding, Gap, Report, RuleFile, Severity, VolumeRecord,
+    EvidencePath, EvidenceSource, Finding, Gap, Replay, Report, RuleFile, Severity, VolumeRecord,
     VolumeState, printable,
 };
 
@@ -270,16 +270,23 @@ fn volume(volume: &VolumeRecord) -> VolumeView {
         place: or_dash(volume.offset.map(grouped)),
         length: or_dash(volume.length.map(exact_size)),
         uuid: volume.uuid.as_deref().map(printable),
-        journal: volume
-            .unreplayed_journal
-            .as_deref()
-            .map_or_else(|| "–".to_owned(), |why| format!("not replayed: {}", prose(why))),
+        journal: journal(volume),
         view: match volume.view.is_empty() {
             true => "–".to_owned(),
             false => printable(&volume.view.join(", ")),
         },
         state: verdict::volume_words(volume.state),
         class: if volume.state == VolumeState::Examined { "good" } else { "poor" },
+    }
+}
+
+fn journal(volume: &VolumeRecord) -> String {
+    match (&volume.unreplayed_journal, &volume.replayed) {
+        (Some(why), _) => format!("not replayed: {}", prose(why)),
+        (None, Some(Replay { reason, means })) => {
+            format!("replayed ({}): {}", means.as_str(), prose(reason))
+        }
+        (None, None) => "–".to_owned(),
     }
 }
 

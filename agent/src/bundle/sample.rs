@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use cleanroom_contract::{
     BundleFile, Coverage, EntryKind, EntryState, EvidencePath, EvidenceSource, FileRecord, Finding,
-    Gap, GapKind, Report, RuleDiagnostic, RuleFile, Run, RunState, ScanState, Severity,
-    SeverityCounts, Sha256, Summary, Timestamp, VersionOne, VolumeRecord, VolumeState,
+    Gap, GapKind, Replay, ReplayMeans, Report, RuleDiagnostic, RuleFile, Run, RunState, ScanState,
+    Severity, SeverityCounts, Sha256, Summary, Timestamp, VersionOne, VolumeRecord, VolumeState,
 };
 
 /// A record of a small program, last changed in November 2023.
@@ -154,6 +154,7 @@ fn volumes() -> Vec<VolumeRecord> {
         label: Some("cloudimg-rootfs".to_owned()),
         partition_name: None,
         unreplayed_journal: Some("needs_recovery is set".to_owned()),
+        replayed: None,
         view: ["ro", "noexec", "nodev", "nosuid", "noload", "errors=continue"]
             .map(Into::into)
             .into(),
@@ -167,7 +168,11 @@ fn volumes() -> Vec<VolumeRecord> {
         length: Some(17_592_186_044_416),
         label: Some("data<1>\\u{1b}".to_owned()),
         unreplayed_journal: None,
-        view: ["ro", "noexec", "nodev", "nosuid", "norecovery", "nouuid"].map(Into::into).into(),
+        replayed: Some(Replay {
+            reason: "the log is dirty".to_owned(),
+            means: ReplayMeans::DeviceMapper,
+        }),
+        view: ["ro", "noexec", "nodev", "nosuid", "nouuid"].map(Into::into).into(),
         state: VolumeState::Examined,
         ..root.clone()
     };

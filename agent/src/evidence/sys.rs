@@ -13,6 +13,7 @@ use nix::libc;
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// How often another process may take the free loop device before us.
 const TRIES: u32 = 64;
 
@@ -47,15 +48,27 @@ nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
 nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
 nix::ioctl_write_ptr_bad!(blkroset, 0x125d, libc::c_int);
 nix::ioctl_read_bad!(blkgetsize64, 0x8008_1272, u64);
+nix::ioctl_write_int_bad!(blkraset, 0x1262);
 nix::ioctl_write_ptr_bad!(btrfs_forget, 0x5000_9405, [u8; 4096]);
 
-/// A loop device that shows a part of a file, read-only. It goes when its last user goes.
+/// A loop device that shows a part of a file. It goes when its last user goes.
 #[derive(Debug)]
 pub(super) struct Loop {
     /// `/dev/loopN`.
     pub path: String,
-    /// Held until a mount holds the device itself.
-    _device: File,
+    /// Open for reading, and held until a mount or a mapping holds the device itself.
+    pub device: File,
+}
+
+/// What may be done through a loop device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Evidence.
+    ReadOnly,
+    /// Scratch.
+    Writable,
+    /// Scratch, past the page cache of the file below, which has one above already.
+    WritableDirect,
 }
 
 /// Shows `length` bytes of `backing` from `offset` on as a block device of `sector`-byte blocks.
@@ -64,13 +77,20 @@ pub(super) fn attach_loop(
     backing: BorrowedFd<'_>,
     (offset, length): (u64, u64),
     sector: u32,
+    access: Access,
 ) -> io::Result<Loop> {
+    let flags = match access {
+        Access::ReadOnly => LO_FLAGS_READ_ONLY,
+        Access::Writable => 0,
+        Access::WritableDirect => LO_FLAGS_DIRECT_IO,
+    };
     let control = File::options().read(true).write(true).open("/dev/loop-control")?;
     for _ in 0..TRIES {
         // SAFETY: the request takes no argument.
         let number = unsafe { loop_ctl_get_free(control.as_raw_fd()) }?;
         let path = format!("/dev/loop{number}");
-        let device = File::open(&path)?;
+        // A device that was not opened for writing is configured read-only whatever the flags say.
+        let device = File::options().read(true).write(access != Access::ReadOnly).open(&path)?;
         let config = LoopConfig {
             fd: u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?,
             block_size: sector,
@@ -83,7 +103,7 @@ pub(super) fn attach_loop(
                 number: 0,
                 encrypt_type: 0,
                 encrypt_key_size: 0,
-                flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR,
+                flags: flags | LO_FLAGS_AUTOCLEAR,
                 file_name: [0; 64],
                 crypt_name: [0; 64],
                 encrypt_key: [0; 32],
@@ -93,7 +113,11 @@ pub(super) fn attach_loop(
         };
         // SAFETY: `config` is a live `struct loop_config`, laid out as the kernel's.
         match unsafe { loop_configure(device.as_raw_fd(), &raw const config) } {
-            Ok(_) => return Ok(Loop { path, _device: device }),
+            // Kernels may refuse to mount what somebody has open for writing.
+            Ok(_) if access != Access::ReadOnly => {
+                return Ok(Loop { device: File::open(&path)?, path });
+            }
+            Ok(_) => return Ok(Loop { path, device }),
             // Somebody else took this one.
             Err(nix::Error::EBUSY) => {}
             Err(error) => return Err(error.into()),
@@ -119,6 +143,36 @@ pub(super) fn set_read_only(device: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { blkroset(device.as_raw_fd(), &raw const on) }?;
     Ok(())
 }
+
+/// Sets how far the kernel reads ahead on a device.
+#[expect(unsafe_code, reason = "ioctl BLKRASET")]
+pub(super) fn read_ahead(device: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    let sectors = i32::try_from(bytes / 512).map_err(io::Error::other)?;
+    // SAFETY: the request takes a number of sectors by value.
+    unsafe { blkraset(device.as_raw_fd(), sectors) }?;
+    Ok(())
+}
+
+/// One command of the device mapper (linux/dm-ioctl.h): `message` begins with a `struct dm_ioctl`, whose
+/// `data_size` is set here, and takes the answer.
+#[expect(unsafe_code, reason = "ioctls of the device mapper")]
+pub(super) fn map_devices(
+    control: BorrowedFd<'_>,
+    command: u8,
+    message: &mut [u8; MAP_MESSAGE],
+) -> io::Result<()> {
+    let size = u32::try_from(message.len()).map_err(io::Error::other)?;
+    message[12..16].copy_from_slice(&size.to_ne_bytes());
+    let request = nix::request_code_readwrite!(0xfd_u8, command, MAP_HEAD);
+    // SAFETY: the kernel reads and writes at most the `data_size` bytes that `message` has.
+    let done = unsafe { libc::ioctl(control.as_raw_fd(), request, message.as_mut_ptr()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes of a `struct dm_ioctl`.
+pub(super) const MAP_HEAD: usize = 312;
+/// Room for one target and what it says.
+pub(super) const MAP_MESSAGE: usize = 4096;
 
 /// Makes btrfs forget the devices that are not mounted, so that a second file system with the UUID of
 /// one seen before can be mounted.

@@ -1,13 +1,15 @@
 //! Views: a folder or a file system of the evidence as a directory that nothing can write through.
 //!
-//! Purpose: the only place that mounts. Touches loop devices and detached mounts. A mount made here is
-//! never attached to any path: it is a descriptor, in no process's namespace but by that descriptor,
-//! and the kernel takes it down when the last one closes, SIGKILL included. Never mounts writable,
-//! never replays a journal, never parses a byte of evidence.
+//! Purpose: decide how evidence is mounted. Touches loop devices and detached mounts, which are never
+//! attached to any path ([`mount`]). Never mounts writable, never parses a byte of evidence.
+//!
+//! A dirty journal holds what was written last. The kernel replays it, and the writes of that go to a
+//! [`Layer`], not to the evidence. So a hostile journal reaches the kernel's code for replaying, as a hostile
+//! file system reaches the rest of its driver: that is what a clean room is for.
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
@@ -15,19 +17,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cleanroom_contract::printable;
+use cleanroom_contract::Replay;
 use rustix::{
     io::Errno,
-    mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create,
-        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
-    },
+    mount::{OpenTreeFlags, open_tree},
 };
 
 use super::{
+    layer::{Layer, Lower},
+    mount::{self, Refused},
     probe::{ContentKind, Part},
-    sys,
+    scratch::Scratch,
+    sys::{self, Access},
 };
+use crate::supervise::error_chain;
 
 /// Why a view could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -126,8 +129,34 @@ pub(crate) struct View {
     pub options: Vec<String>,
     /// True where reading would move access times unless each descriptor says otherwise.
     pub protect_access_times: bool,
-    /// Why the journal's changes are missing from what is seen; found out by mounting.
-    pub unreplayed: Option<String>,
+    /// The journal was dirty and is not replayed: its changes are missing from what is seen.
+    pub unreplayed: Option<Unreplayed>,
+    /// The journal was dirty and is replayed.
+    pub replayed: Option<Replay>,
+    /// What took the replay's writes. After the root, so that it is dropped last.
+    pub layer: Option<Layer>,
+}
+
+impl View {
+    fn new(root: OwnedFd, options: Vec<String>) -> Self {
+        Self {
+            root,
+            options,
+            protect_access_times: false,
+            unreplayed: None,
+            replayed: None,
+            layer: None,
+        }
+    }
+}
+
+/// A journal that is dirty and not replayed.
+#[derive(Debug)]
+pub(crate) struct Unreplayed {
+    /// Why it is taken for dirty.
+    pub why: String,
+    /// Why it could not be replayed; absent where nobody wanted it.
+    pub why_not: Option<String>,
 }
 
 /// A folder as it is: through a private read-only mount where we may, else directly.
@@ -140,128 +169,137 @@ pub(crate) fn folder(folder: &OwnedFd, path: &Path) -> Result<View, ViewError> {
     match open_tree(folder, c"", flags) {
         Ok(mount) => {
             sys::lock_mount(&mount).map_err(failed)?;
-            let root = readable(mount.as_fd()).map_err(|errno| failed(errno.into()))?;
-            Ok(View {
-                root,
-                options: ["ro", "noatime", "noexec", "nodev", "nosuid"].map(String::from).to_vec(),
-                protect_access_times: false,
-                unreplayed: None,
-            })
+            let root = mount::readable(mount.as_fd()).map_err(|errno| failed(errno.into()))?;
+            let options = ["ro", "noatime", "noexec", "nodev", "nosuid"].map(String::from);
+            Ok(View::new(root, options.to_vec()))
         }
         // Without the privilege, or on a kernel before 5.2, each file is opened with O_NOATIME.
-        Err(Errno::PERM | Errno::NOSYS | Errno::INVAL) => Ok(View {
-            root: folder.try_clone().map_err(failed)?,
-            options: vec!["O_NOATIME where allowed".to_owned()],
-            protect_access_times: true,
-            unreplayed: None,
-        }),
+        Err(Errno::PERM | Errno::NOSYS | Errno::INVAL) => {
+            let root = folder.try_clone().map_err(failed)?;
+            let mut view = View::new(root, vec!["O_NOATIME where allowed".to_owned()]);
+            view.protect_access_times = true;
+            Ok(view)
+        }
         Err(errno) => Err(failed(errno.into())),
     }
 }
 
-/// A file system in an image or on a device.
+/// A file system in an image or on a device. Where its journal is dirty, it is replayed into `scratch`,
+/// none of it reaching the evidence; without scratch, or where that fails, what is stored is seen.
 pub(crate) fn file_system(
     backing: BorrowedFd<'_>,
     part: &Part,
     sector: u32,
+    scratch: Option<&Scratch>,
 ) -> Result<View, ViewError> {
     let Some(kind) = part.content.kind.mount_type() else {
         let kind = part.content.kind.as_str().to_owned();
         let source = io::Error::from_raw_os_error(nix::libc::ENODEV);
         return Err(ViewError::Mount { kind, log: String::new(), source });
     };
-    let device = sys::attach_loop(backing, (part.offset, part.length), sector)
+    let device = sys::attach_loop(backing, (part.offset, part.length), sector, Access::ReadOnly)
         .map_err(|source| ViewError::Loop { source })?;
-    let mount = |options: &[&str]| mount(kind, &device.path, options);
-    match part.content.kind {
-        ContentKind::Ext2 | ContentKind::Ext3 | ContentKind::Ext4 => {
-            // The superblock may ask the kernel to panic on the first error it sees.
-            mount(&["noload", "errors=continue"])
-        }
-        ContentKind::Xfs => match mount(&["nouuid"]) {
-            // The log is dirty, and the device does not let it be replayed.
-            Err(ViewError::Mount { source, .. })
-                if source.raw_os_error() == Some(nix::libc::EROFS) =>
-            {
-                let mut view = mount(&["norecovery", "nouuid"])?;
-                view.unreplayed = Some("the log is dirty".to_owned());
-                Ok(view)
+    let options = Options::of(part.content.kind);
+    let dirty = match part.content.kind {
+        // Its superblock does not tell: mounting does, on a device that cannot be written to.
+        ContentKind::Xfs => match mount(kind, &device.path, options.replaying) {
+            Err(ViewError::Mount { source, .. }) if is(&source, nix::libc::EROFS) => {
+                Some("the log is dirty".to_owned())
             }
             // A dirty log can also read as corruption; without it the rest may still be seen.
-            Err(ViewError::Mount { source, .. })
-                if source.raw_os_error() == Some(nix::libc::EUCLEAN) =>
-            {
-                let mut view = mount(&["norecovery", "nouuid"])?;
-                view.unreplayed = Some("the log cannot be read".to_owned());
-                Ok(view)
+            Err(ViewError::Mount { source, .. }) if is(&source, nix::libc::EUCLEAN) => {
+                Some("the log cannot be read".to_owned())
             }
-            mounted => mounted,
+            mounted => return mounted,
         },
-        ContentKind::Btrfs => {
-            // The kernel remembers devices by file-system UUID: a copy of one scanned before would be
-            // taken for it. A kernel without the call says so when mounting.
-            drop(sys::forget_btrfs_devices());
-            mount(&["rescue=nologreplay", "subvolid=5"])
+        _ => part.content.unreplayed.as_ref().map(|unreplayed| unreplayed.reason.clone()),
+    };
+    let Some(why) = dirty else { return mount(kind, &device.path, options.stored) };
+    let why_not = match scratch {
+        None => None,
+        Some(scratch) => {
+            let length = part.length / 512 * 512;
+            let lower = Lower { backing, offset: part.offset, length, sector, device: &device };
+            match replay(kind, &lower, &options, scratch) {
+                Ok((mut view, layer)) => {
+                    view.replayed = Some(Replay { reason: why, means: layer.means() });
+                    view.layer = Some(layer);
+                    return Ok(view);
+                }
+                Err(why_not) => Some(why_not),
+            }
         }
-        _ => mount(&[]),
+    };
+    let mut view = mount(kind, &device.path, options.stored)?;
+    view.unreplayed = Some(Unreplayed { why, why_not });
+    Ok(view)
+}
+
+fn is(error: &io::Error, errno: i32) -> bool {
+    error.raw_os_error() == Some(errno)
+}
+
+/// The mount options of a kind of file system, beside those of all.
+struct Options {
+    /// What is stored is seen as it is.
+    stored: &'static [&'static str],
+    /// A dirty journal is replayed, if the device can be written to.
+    replaying: &'static [&'static str],
+}
+
+impl Options {
+    fn of(kind: ContentKind) -> Self {
+        match kind {
+            // The superblock may ask the kernel to panic on the first error it sees.
+            ContentKind::Ext2 | ContentKind::Ext3 | ContentKind::Ext4 => {
+                Self { stored: &["noload", "errors=continue"], replaying: &["errors=continue"] }
+            }
+            ContentKind::Xfs => Self { stored: &["norecovery", "nouuid"], replaying: &["nouuid"] },
+            ContentKind::Btrfs => {
+                Self { stored: &["rescue=nologreplay", "subvolid=5"], replaying: &["subvolid=5"] }
+            }
+            _ => Self { stored: &[], replaying: &[] },
+        }
+    }
+}
+
+/// Mounts over a layer, so that the kernel replays the journal into scratch. The error says why the
+/// replayed state cannot be seen, or not all of it.
+fn replay(
+    kind: &str,
+    lower: &Lower<'_>,
+    options: &Options,
+    scratch: &Scratch,
+) -> Result<(View, Layer), String> {
+    let (mut layer, upper) = Layer::over(lower, scratch)?;
+    let view = mount(kind, &upper.path, options.replaying)
+        .map_err(|error| layer.trouble().unwrap_or_else(|| error_chain(&error)))?;
+    // What the replay has left in the cache is written now, where it can still be said that it was lost.
+    let synced = upper.device.sync_all();
+    match (layer.trouble(), synced) {
+        (Some(trouble), _) => Err(trouble),
+        (None, Err(error)) => Err(format!("write the replayed blocks: {error}")),
+        (None, Ok(())) => Ok((view, layer)),
     }
 }
 
 /// Mounts `device` with `ro` and `options`, attached nowhere.
 fn mount(kind: &str, device: &str, options: &[&str]) -> Result<View, ViewError> {
-    let failed = |errno: Errno, log: String| ViewError::Mount {
+    if kind == "btrfs" {
+        // The kernel remembers devices by file-system UUID: a copy of one scanned before would be
+        // taken for it. A kernel without the call says so when mounting.
+        drop(sys::forget_btrfs_devices());
+    }
+    let failed = |refused: Refused| ViewError::Mount {
         kind: kind.to_owned(),
-        log,
-        source: errno.into(),
+        log: refused.log,
+        source: refused.errno.into(),
     };
-    let context =
-        fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed(e, String::new()))?;
-    let configure = || {
-        fsconfig_set_string(&context, "source", device)?;
-        fsconfig_set_flag(&context, "ro")?;
-        for option in options {
-            match option.split_once('=') {
-                Some((key, value)) => fsconfig_set_string(&context, key, value)?,
-                None => fsconfig_set_flag(&context, *option)?,
-            }
-        }
-        fsconfig_create(&context)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC
-            | MountAttrFlags::MOUNT_ATTR_NOATIME;
-        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-    };
-    let mount = configure().map_err(|errno| failed(errno, kernel_log(&context)))?;
-    let root = readable(mount.as_fd()).map_err(|errno| failed(errno, kernel_log(&context)))?;
+    let all: Vec<&str> = ["ro"].iter().chain(options).copied().collect();
+    let mount = mount::mount(kind, device, &all).map_err(failed)?;
+    let root = mount::readable(mount.as_fd())
+        .map_err(|errno| failed(Refused { errno, log: String::new() }))?;
     let fixed = ["ro", "nosuid", "nodev", "noexec", "noatime"];
     let options = fixed.iter().chain(options).map(|option| (*option).to_owned()).collect();
-    Ok(View { root, options, protect_access_times: false, unreplayed: None })
-}
-
-/// The mount's root, opened for reading: the mount's own descriptor is a path only.
-fn readable(mount: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    use rustix::fs::{Mode, OFlags, openat};
-    openat(mount, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// What the kernel said while mounting, one message a read (fsopen(2)).
-fn kernel_log(context: &OwnedFd) -> String {
-    let Ok(context) = context.try_clone() else { return String::new() };
-    let mut context = File::from(context);
-    let mut log = String::new();
-    let mut message = [0; 1024];
-    while let Ok(n @ 1..) = context.read(&mut message) {
-        let text = String::from_utf8_lossy(&message[..n]);
-        log.push_str(if log.is_empty() { " (" } else { "; " });
-        log.push_str(&printable(text.trim_end().trim_start_matches(['e', 'w', 'i', ' '])));
-        if log.len() > 4096 {
-            break;
-        }
-    }
-    if !log.is_empty() {
-        log.push(')');
-    }
-    log
+    Ok(View::new(root, options))
 }

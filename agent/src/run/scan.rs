@@ -29,6 +29,7 @@ use crate::{
     cli::{Format, Scan},
     evidence::{
         probe::{ContentKind, Layout, Part},
+        scratch::Scratch,
         view::{self, Evidence, View, ViewError},
     },
     protocol::WalkOrder,
@@ -40,6 +41,7 @@ pub(super) use prepare::Given;
 
 pub(super) use prepare::own_digest;
 
+mod journals;
 mod prepare;
 mod progress;
 
@@ -91,7 +93,9 @@ pub(super) fn examine(
     let indicators = prepare::open_indicators(&args.indicators)?;
     prepare::raise_descriptor_limit();
 
-    let setup = prepare::setup(args, prepared.as_ref(), indicators)?;
+    let scratch = prepare::scratch(args, &given)?;
+    let mut setup = prepare::setup(args, prepared.as_ref(), indicators)?;
+    setup.replay = scratch;
     let mut report = prepare::draft(args, &setup);
     if let Some(prepared) = &prepared {
         report.rules.clone_from(&prepared.header.sources);
@@ -102,7 +106,8 @@ pub(super) fn examine(
     let spool = Spool::create(&out.join(SPOOL)).context("begin the spool")?;
     save_draft(&out, &report)?;
 
-    let mut session = Session { out: &out, report, next_volume: 0, plan: &plan };
+    let scratch = setup.replay.clone();
+    let mut session = Session { out: &out, report, next_volume: 0, plan: &plan, scratch };
     let done = runtime.block_on(session.run((setup, spool), given, signals));
     let mut report = session.report;
     report.run.ended = now();
@@ -191,6 +196,8 @@ struct Session<'s> {
     report: Report,
     next_volume: u32,
     plan: &'s Plan<'s>,
+    /// Where dirty journals are replayed into; absent where they are not.
+    scratch: Option<Scratch>,
 }
 
 impl Session<'_> {
@@ -344,7 +351,7 @@ impl Session<'_> {
             let advice = kind.advice().map(str::to_owned);
             return self.not_walked(supervisor, record, GapKind::Unmounted, what, advice);
         }
-        let view = view::file_system(backing.0.as_fd(), part, sector);
+        let view = view::file_system(backing.0.as_fd(), part, sector, self.scratch.as_ref());
         self.walk(supervisor, bar, record, (view, Some(backing))).await
     }
 
@@ -367,14 +374,14 @@ impl Session<'_> {
         let ordinal = self.next_volume;
         self.next_volume += 1;
         record.view.clone_from(&view.options);
-        record.unreplayed_journal = record.unreplayed_journal.or(view.unreplayed.clone());
-        if let Some(why) = &record.unreplayed_journal {
-            let reason = format!("the journal holds changes that were not replayed: {why}");
-            let mut gap = walk::gap(GapKind::UnreplayedJournal, &record.volume, None, reason);
-            gap.advice = Some(
-                "what was written last may be missing or old here: replay it on a copy and scan that"
-                    .to_owned(),
-            );
+        record.replayed.clone_from(&view.replayed);
+        record.unreplayed_journal = match (&view.unreplayed, &view.replayed) {
+            (Some(unreplayed), _) => Some(unreplayed.why.clone()),
+            (None, Some(_)) => None,
+            (None, None) => record.unreplayed_journal,
+        };
+        if let Some(unreplayed) = &view.unreplayed {
+            let gap = journals::unreplayed(&record.volume, unreplayed);
             supervisor.write_own(ordinal, &walk::gap_line(&gap, u64::MAX, 1000))?;
         }
         bar.begin(&record.volume, backing.and_then(|_| used_bytes(&view)));
@@ -389,8 +396,15 @@ impl Session<'_> {
         record.state = VolumeState::Incomplete;
         self.report.volumes.push(record);
         save_draft(self.out, &self.report)?;
+        let volume = order.volume.clone();
         let walked = supervisor.walk(order, &view, backing.map(|backing| &backing.0)).await?;
+        let trouble = journals::close(view).await;
+        if let Some(trouble) = &trouble {
+            let gap = journals::broken(&volume, trouble);
+            supervisor.write_own(ordinal, &walk::gap_line(&gap, u64::MAX, 1001))?;
+        }
         let state = match walked {
+            Walked::Complete if trouble.is_some() => VolumeState::Incomplete,
             Walked::Complete => VolumeState::Examined,
             Walked::Incomplete if interrupted => VolumeState::NotExamined,
             Walked::Incomplete => VolumeState::Incomplete,
@@ -463,6 +477,7 @@ fn volume_record(volume: &str, evidence: &Path, content: &str) -> VolumeRecord {
         label: None,
         partition_name: None,
         unreplayed_journal: None,
+        replayed: None,
         view: Vec::new(),
         state: VolumeState::NotExamined,
     }

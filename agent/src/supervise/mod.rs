@@ -22,7 +22,7 @@ use rustix::fs::MemfdFlags;
 
 use crate::{
     bundle::spool::Spool,
-    evidence::{probe::Layout, view::View},
+    evidence::{probe::Layout, scratch::Scratch, view::View},
     protocol::{
         Counters, FromWalker, FromZygote, Limits, Line, LineKind, Measures, ProbeAnswer,
         ProtocolError, ToWalker, ToZygote, WalkOrder,
@@ -72,6 +72,8 @@ pub(crate) struct Setup {
     pub rules: Option<File>,
     /// Indicator lists with their names.
     pub indicators: Vec<(String, File)>,
+    /// Where dirty journals are replayed into; absent where what is stored is to be seen.
+    pub replay: Option<Scratch>,
 }
 
 /// How the walk of a volume ended.

@@ -27,6 +27,8 @@ pub(crate) enum Role {
     Walker,
     /// Loads the rules and forks inspectors.
     Zygote,
+    /// Serves evidence that takes writes, and keeps them elsewhere.
+    Overlay,
 }
 
 impl Role {
@@ -35,6 +37,7 @@ impl Role {
             Self::Probe => "probe",
             Self::Walker => "walker",
             Self::Zygote => "zygote",
+            Self::Overlay => "overlay",
         }
     }
 }

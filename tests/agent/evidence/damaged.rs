@@ -8,12 +8,12 @@ use cleanroom_harness::tools;
 use super::*;
 
 /// The gaps of a volume.
-fn gaps_at<'s>(scan: &'s Scan, volume: &str) -> Vec<&'s Gap> {
+pub(super) fn gaps_at<'s>(scan: &'s Scan, volume: &str) -> Vec<&'s Gap> {
     scan.gaps.iter().filter(|gap| gap.volume.as_deref() == Some(volume)).collect()
 }
 
 /// One gap of the volume is of this kind and says this, and what to do.
-fn assert_gap(scan: &Scan, volume: &str, kind: GapKind, text: &str) {
+pub(super) fn assert_gap(scan: &Scan, volume: &str, kind: GapKind, text: &str) {
     let gaps = gaps_at(scan, volume);
     let found = gaps.iter().find(|gap| gap.kind == kind && gap.reason.contains(text));
     let found = found.unwrap_or_else(|| panic!("no gap {kind:?} {text:?} in {:?}", scan.gaps));
@@ -172,73 +172,6 @@ fn a_loop_of_boot_records_ends() {
     assert_eq!(gaps.len(), 1, "{:?}", scan.gaps);
     assert!(gaps[0].reason.contains("a loop") && gaps[0].advice.is_some(), "{:?}", gaps[0]);
     assert_eq!(scan.status, 3);
-}
-
-/// Scans a copy whose journal holds what the file system lacks.
-fn scan_dirty(work: &Path, image: &Path, content: &TempDir) -> Scan {
-    let copy = work.join("dirty.img");
-    damage::dirty_copy(image, &copy).unwrap();
-    let witness = Witness::of(&copy);
-    let scan = scan(work, &[&copy]);
-    witness.testify();
-    assert_examined(&scan, "dirty.img", content);
-    assert_gap(&scan, "dirty.img", GapKind::UnreplayedJournal, "not replayed");
-    assert_eq!(scan.gaps.len(), 1, "{:?}", scan.gaps);
-    assert!(volume(&scan, "dirty.img").unreplayed_journal.is_some());
-    assert!(!scan.paths().contains(&damage::DIRTY_FILE), "nothing was replayed");
-    scan
-}
-
-#[test]
-fn a_dirty_ext_journal_is_a_gap_and_is_not_replayed() {
-    if !is_root_for("dirty ext3 and ext4 images") {
-        return;
-    }
-    let (content, work) = (content("before"), tempfile::tempdir().unwrap());
-    for kind in [Ext::Ext3, Ext::Ext4] {
-        let image = Image::new(work.path(), "i", 16 * MIB).ext(kind, content.path()).unwrap();
-        let scan = scan_dirty(work.path(), &image, &content);
-        let view = &volume(&scan, "dirty.img").view;
-        assert!(view.iter().any(|option| option == "noload"), "{view:?}");
-    }
-}
-
-#[test]
-fn a_dirty_xfs_log_is_a_gap_and_is_not_replayed() {
-    if !is_root_for("a dirty XFS image") {
-        return;
-    }
-    let (content, work) = (content("before"), tempfile::tempdir().unwrap());
-    let image = Image::new(work.path(), "i", XFS_MIN).xfs(content.path()).unwrap();
-    let scan = scan_dirty(work.path(), &image, &content);
-    let view = &volume(&scan, "dirty.img").view;
-    assert!(view.iter().any(|option| option == "norecovery"), "{view:?}");
-}
-
-#[test]
-fn a_dirty_btrfs_log_tree_is_a_gap_and_is_not_replayed() {
-    if !is_root_for("a dirty btrfs image") {
-        return;
-    }
-    let (content, work) = (content("before"), tempfile::tempdir().unwrap());
-    let uuid = "c1ea0000-0000-4000-8000-0000000e0004";
-    let image = Image::new(work.path(), "i", BTRFS_MIN).uuid(uuid).btrfs(content.path()).unwrap();
-    scan_dirty(work.path(), &image, &content);
-}
-
-#[test]
-fn a_journal_that_is_only_marked_dirty_is_a_gap_too() {
-    if !is_root_for("an ext4 image that needs recovery") {
-        return;
-    }
-    let (content, work) = (content("marked"), tempfile::tempdir().unwrap());
-    let path = Image::new(work.path(), "m.img", 16 * MIB).ext(Ext::Ext4, content.path()).unwrap();
-    damage::mark_needs_recovery(&path).unwrap();
-    let witness = Witness::of(&path);
-    let scan = scan(work.path(), &[&path]);
-    assert_examined(&scan, "m.img", &content);
-    assert_gap(&scan, "m.img", GapKind::UnreplayedJournal, "needs_recovery");
-    witness.testify();
 }
 
 #[test]

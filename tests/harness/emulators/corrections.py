@@ -6,16 +6,26 @@ server's own process; nothing on disk changes. To be looked at again with every 
 
 import base64
 import hashlib
+import json
+from urllib.parse import urlparse
 
 from moto.core.exceptions import ServiceException
 from moto.core.responses import ActionResult, BaseResponse
+from moto.core.utils import utcnow
+from moto.ec2 import ec2_backends
 from moto.ec2.exceptions import InvalidSecurityGroupNotFoundError
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface, NetworkInterfaceBackend
 from moto.ec2.models.instances import Instance, InstanceBackend
 from moto.ec2.responses.elastic_network_interfaces import ElasticNetworkInterfaces
 from moto.ec2.responses.instances import InstanceResponse
 from moto.iam.access_control import IAMPolicyStatement, PermissionResult
+from moto.instance_metadata import urls as instance_metadata
+from moto.instance_metadata.responses import InstanceMetadataResponse
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.s3.responses import S3Response
+
+# The line of its user data that makes an instance a clean room.
+ROOM = "#cleanroom-room "
 
 
 def apply():
@@ -29,6 +39,7 @@ def apply():
     versioning_has_the_name_of_its_element()
     parts_are_listed_with_their_checksums()
     one_volume_is_at_a_device()
+    the_metadata_service_is_a_rooms()
 
 
 def groups_belong_to_interfaces():
@@ -213,17 +224,55 @@ def one_volume_is_at_a_device():
     Instance.add_block_device = add
 
 
-def a_device_has_one_volume():
-    """moto makes a root volume for an instance of a launch template, and another one where the
-    template maps the root device: the first stays attached to the same device for good, in no
-    mapping, and no snapshot is ever made of it. On AWS the template's volume is the only one."""
-    original = Instance.add_block_device
+def the_metadata_service_is_a_rooms():
+    """moto's metadata service knows no user data and has the same made-up instance for everybody.
+    Here it is that of the newest running instance whose user data is a clean room's, and its
+    credentials have the two members without which AWS's SDKs do not take them."""
+    original = InstanceMetadataResponse.metadata_response
 
-    def add(self, size, device_path, *others, **named):
-        before = self.block_device_mapping.get(device_path)
-        if before is not None:
-            self.ec2_backend.detach_volume(before.volume_id, self.id, device_path)
-            self.ec2_backend.delete_volume(before.volume_id)
-        return original(self, size, device_path, *others, **named)
+    def room():
+        found = [
+            (instance.launch_time, instance)
+            for regions in ec2_backends.values()
+            for backend in regions.values()
+            for reservation in backend.reservations.values()
+            for instance in reservation.instances
+            if instance._state.name == "running" and ROOM in user_data(instance)
+        ]
+        return max(found, key=lambda pair: pair[0])[1] if found else None
 
-    Instance.add_block_device = add
+    def metadata(request, full_url, headers):
+        path = urlparse(full_url).path
+        instance = room()
+        if path == "/latest/user-data":
+            return (200, {}, user_data(instance)) if instance else (404, {}, "")
+        if path == "/latest/meta-data/instance-id" and instance:
+            return 200, {}, instance.id
+        answer = original(request, full_url, headers)
+        if path.startswith("/latest/meta-data/iam/security-credentials/") and path[-1] != "/":
+            now = utcnow().strftime("%Y-%m-%dT%H:%M:%SZ")
+            more = {"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": now}
+            return answer[0], answer[1], json.dumps({**json.loads(answer[2]), **more})
+        return answer
+
+    instance_metadata.url_paths["{0}/(?P<path>.+)"] = metadata
+
+    # The dispatcher takes what is not below meta-data/ for a bucket's name.
+    call = DomainDispatcherApplication.__call__
+
+    def dispatch(self, environ, start_response):
+        if environ.get("PATH_INFO") == "/latest/user-data":
+            environ["PATH_INFO"] = "/latest/meta-data/user-data"
+        return call(self, environ, start_response)
+
+    DomainDispatcherApplication.__call__ = dispatch
+
+
+def user_data(instance):
+    """The user data of an instance as text, however it was given."""
+    given = getattr(instance, "user_data", None) or b""
+    given = given if isinstance(given, bytes) else str(given).encode()
+    try:
+        return base64.b64decode(given, validate=True).decode()
+    except ValueError:
+        return given.decode(errors="replace")

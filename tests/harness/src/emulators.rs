@@ -15,7 +15,7 @@
 //!
 //! Clients need [`ACCESS_KEY`] and [`SECRET_KEY`], the region [`REGION`], and path-style S3.
 
-mod http;
+pub(crate) mod http;
 mod microburst;
 mod server;
 mod venv;
@@ -27,6 +27,7 @@ pub use self::{
     venv::{prepare, python},
     world::{Kind, World},
 };
+pub(crate) use world::script;
 
 /// The access key in AWS's documentation. Both emulators see account 123456789012 behind it.
 pub const ACCESS_KEY: &str = "AKIAIOSFODNN7EXAMPLE";

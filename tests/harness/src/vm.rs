@@ -6,15 +6,11 @@
 //! initramfs made for the run, runs one script, and turns itself off. Everything it leaves is in a
 //! temporary folder; QEMU dies with the thread that started it.
 
+pub(crate) mod guest;
+
 use std::{
-    ffi::OsString,
-    fmt::Write as _,
     fs::{self, File},
-    io::{Read, Write as _},
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{PermissionsExt, symlink},
-    },
+    io::Read,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::mpsc,
@@ -24,41 +20,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
-use walkdir::WalkDir;
 
+use self::guest::{BEGIN, Contents};
 use crate::{
     images::MIB,
     kernel::Kernel,
     tools::{command, find, run},
 };
-
-/// Modules that the guest loads, where its kernel has them and has not built them in.
-const MODULES: [&str; 24] = [
-    "nvme",
-    "loop",
-    "crc32c_generic",
-    "crc32c_intel",
-    "ext4",
-    "xfs",
-    "btrfs",
-    "vfat",
-    "exfat",
-    "ntfs3",
-    "isofs",
-    "udf",
-    "squashfs",
-    "nls_cp437",
-    "nls_iso8859-1",
-    "nls_ascii",
-    "nls_utf8",
-    "overlay",
-    "fuse",
-    "dm-mod",
-    "dm-snapshot",
-    "dm-crypt",
-    "raid0",
-    "raid1",
-];
 
 /// The serial number of the disk that carries the results out.
 const OUT_SERIAL: &str = "cleanroom-out";
@@ -188,33 +156,10 @@ impl Vm {
 
     /// Packs the guest's root file system.
     fn pack(&self, kernel: &Kernel, root: &Path, initramfs: &Path) -> Result<()> {
-        for folder in ["bin", "dev", "proc", "sys", "tmp", "mnt", "out", "modules", "run", "etc"] {
-            fs::create_dir_all(root.join(folder))?;
-        }
-        let busybox = find("busybox").context("busybox is not installed")?;
-        install(&busybox, &root.join("bin/busybox"))?;
-        // The static one has none; where Debian's dynamic one is installed instead, it does as well.
-        for library in libraries(&busybox)? {
-            place(root, &library, &library)?;
-        }
-        symlink("busybox", root.join("bin/sh")).context("link sh")?;
-        for (host, guest) in &self.files {
-            place(root, host, guest)?;
-            for library in libraries(host)? {
-                place(root, &library, &library)?;
-            }
-        }
-        let mut order = String::new();
-        for (name, content) in kernel.modules(&MODULES)? {
-            fs::write(root.join("modules").join(format!("{name}.ko")), content)?;
-            writeln!(order, "{name}")?;
-        }
-        fs::write(root.join("modules/order"), order)?;
+        let contents = Contents { modules: &[], files: &self.files, init: &init() };
+        guest::fill(root, kernel, &contents)?;
         fs::write(root.join("script"), &self.script)?;
-        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
-        fs::write(root.join("init"), init())?;
-        fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
-        archive(root, initramfs)
+        guest::archive(root, initramfs)
     }
 
     /// Runs QEMU and returns what the console said.
@@ -233,8 +178,8 @@ impl Vm {
         let out =
             Disk { path: out_disk.to_owned(), serial: OUT_SERIAL.to_owned(), readonly: false };
         for (number, disk) in self.disks.iter().chain([&out]).enumerate() {
-            ensure!(valid_serial(&disk.serial), "{:?} is no NVMe serial", disk.serial);
-            qemu.arg("-drive").arg(drive(number, disk));
+            ensure!(guest::valid_serial(&disk.serial), "{:?} is no NVMe serial", disk.serial);
+            qemu.arg("-drive").arg(guest::drive(number, disk));
             qemu.args(["-device", &format!("nvme,serial={},drive=d{number}", disk.serial)]);
         }
         let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -301,19 +246,7 @@ fn drain(mut source: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
 /// The first program of the guest.
 fn init() -> String {
     format!(
-        r#"#!/bin/sh
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/ TMPDIR=/tmp
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev 2>/dev/null
-mount -t tmpfs tmp /tmp
-ln -s /proc/self/fd /dev/fd
-exec </dev/null >/dev/console 2>&1
-while read -r module; do
-    insmod /modules/$module.ko || echo "module $module can not be loaded"
-done </modules/order
-out=
+        r#"{BEGIN}out=
 for try in $(seq 100); do
     for serial in /sys/class/nvme/nvme*/serial; do
         if grep -q '^{OUT_SERIAL} *$' $serial 2>/dev/null; then
@@ -337,83 +270,6 @@ poweroff -f || echo o >/proc/sysrq-trigger
 /// The status in the last line of its own that starts with [`EXIT_MARK`].
 fn exit_status(console: &str) -> Option<i32> {
     console.lines().rev().find_map(|line| line.trim().strip_prefix(EXIT_MARK)?.parse().ok())
-}
-
-/// The `-drive` argument; a comma in a path is written twice.
-fn drive(number: usize, disk: &Disk) -> OsString {
-    let mut text = OsString::from(format!("id=d{number},if=none,format=raw,"));
-    text.push(if disk.readonly { "readonly=on,file=" } else { "file=" });
-    for (at, part) in disk.path.as_os_str().as_bytes().split(|&b| b == b',').enumerate() {
-        text.push(if at == 0 { "" } else { ",," });
-        text.push(std::ffi::OsStr::from_bytes(part));
-    }
-    text
-}
-
-/// NVMe serials have at most 20 characters, and a comma would end QEMU's argument.
-fn valid_serial(serial: &str) -> bool {
-    (1..=20).contains(&serial.len())
-        && serial.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-}
-
-/// Puts a file of this machine where the guest expects it.
-fn place(root: &Path, host: &Path, guest: &Path) -> Result<()> {
-    let relative = guest.strip_prefix("/").with_context(|| format!("{guest:?} is not absolute"))?;
-    let target = root.join(relative);
-    if target.exists() {
-        return Ok(());
-    }
-    let folder = target.parent().context("a file needs a folder")?;
-    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    install(host, &target)
-}
-
-fn install(source: &Path, target: &Path) -> Result<()> {
-    fs::copy(source, target).with_context(|| format!("copy {}", source.display()))?;
-    Ok(())
-}
-
-/// The shared libraries of a program, as `ldd` finds them: its own programs are the harness's, so
-/// that the loader runs is no risk. None for a file that is no dynamic program.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let mut magic = [0; 4];
-    let is_elf = File::open(program)
-        .and_then(|mut file| file.read_exact(&mut magic))
-        .is_ok_and(|()| magic == *b"\x7fELF");
-    if !is_elf {
-        return Ok(Vec::new());
-    }
-    // A static program makes ldd unhappy; that one needs nothing.
-    let Ok(output) = run(command("ldd")?.arg(program)) else { return Ok(Vec::new()) };
-    let text = String::from_utf8_lossy(&output).into_owned();
-    ensure!(!text.contains("not found"), "{} misses libraries: {text}", program.display());
-    Ok(library_paths(&text))
-}
-
-/// Paths in lines such as `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)` and
-/// `/lib64/ld-linux-x86-64.so.2 (0x…)`.
-fn library_paths(ldd: &str) -> Vec<PathBuf> {
-    let words = ldd.lines().filter_map(|line| line.split_whitespace().find(|w| w.starts_with('/')));
-    words.map(PathBuf::from).collect()
-}
-
-/// Packs the folder as the kernel expects an initramfs (kernel
-/// `Documentation/driver-api/early-userspace/buffer-format.rst`).
-fn archive(root: &Path, initramfs: &Path) -> Result<()> {
-    let mut names = Vec::new();
-    for entry in WalkDir::new(root).min_depth(1).sort_by_file_name() {
-        let entry = entry?;
-        names.extend_from_slice(entry.path().strip_prefix(root)?.as_os_str().as_bytes());
-        names.push(0);
-    }
-    let mut cpio = command("cpio")?;
-    cpio.args(["--quiet", "--null", "-o", "-H", "newc", "-R", "0:0"]).current_dir(root);
-    cpio.stdin(Stdio::piped()).stdout(File::create(initramfs)?);
-    let mut child = cpio.spawn().context("start cpio")?;
-    child.stdin.take().context("cpio has no input")?.write_all(&names)?;
-    let status = child.wait().context("wait for cpio")?;
-    ensure!(status.success(), "cpio: {status}");
-    Ok(())
 }
 
 #[cfg(test)]
@@ -496,7 +352,7 @@ mod tests {
     fn ldd_lines() {
         let text = "\tlinux-vdso.so.1 (0x0)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x1)\n\t/lib64/ld.so (0x2)\n";
         let want = [PathBuf::from("/lib/x/libc.so.6"), PathBuf::from("/lib64/ld.so")];
-        assert_eq!(library_paths(text), want);
+        assert_eq!(guest::library_paths(text), want);
     }
 
     #[test]

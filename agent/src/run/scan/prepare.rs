@@ -20,7 +20,7 @@ use crate::{
         seal::{DRAFT, SPOOL},
     },
     cli::{Digest, Scan},
-    evidence::view::Evidence,
+    evidence::{scratch::Scratch, view::Evidence},
     protocol::{Limits, Measures},
     rules::{self, source::RuleArgument},
     supervise::{Setup, role},
@@ -128,6 +128,31 @@ pub(super) fn folder(out: &Path, given: &[Given]) -> anyhow::Result<PathBuf> {
     Ok(out.to_owned())
 }
 
+/// Where dirty journals are replayed into: nowhere, where it was not wanted. Evidence is not written to, not
+/// even by files without a name.
+pub(super) fn scratch(args: &Scan, given: &[Given]) -> anyhow::Result<Option<Scratch>> {
+    if args.no_replay {
+        return Ok(None);
+    }
+    let size = args.scratch_size;
+    if let Some(folder) = &args.scratch {
+        let shown = printable(&folder.to_string_lossy());
+        if let Some(evidence) = lies_within(folder, given) {
+            bail!(
+                "--scratch {shown} lies in the evidence {}: writing there would change it",
+                evidence.name
+            );
+        }
+        let made = tempfile::tempfile_in(folder);
+        drop(made.with_context(|| format!("write into the scratch folder {shown}"))?);
+        return Ok(Some(Scratch { folder: folder.clone(), size }));
+    }
+    let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
+    let folder = folder.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    // Without a folder of its own a journal is left as it is, which becomes a gap where there is one.
+    Ok(lies_within(&folder, given).is_none().then_some(Scratch { folder, size }))
+}
+
 /// Compiles the rules, or finds them compiled.
 pub(super) fn rules(args: &Scan, given: &[Given]) -> anyhow::Result<Option<rules::Prepared>> {
     if args.rules.is_empty() {
@@ -232,6 +257,7 @@ pub(super) fn setup(
         reuse_links,
         rules,
         indicators,
+        replay: None,
     })
 }
 
@@ -250,6 +276,7 @@ pub(super) fn draft(args: &Scan, setup: &Setup) -> Report {
         ("hashed holes", limit(Some(setup.limits.max_hole_bytes))),
         ("depth", setup.limits.depth.to_string()),
         ("inspectors", setup.inspectors.to_string()),
+        ("dirty journals", if setup.replay.is_some() { "replayed" } else { "not replayed" }.into()),
     ];
     let started = now();
     Report {

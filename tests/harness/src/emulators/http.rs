@@ -44,3 +44,22 @@ pub(super) fn exchange(port: u16, head: &str, body: &[u8]) -> Result<(u16, Strin
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Ok((status.context("the answer has no status")?, body.to_owned()))
 }
+
+/// Sends a signed-looking request of EC2's query protocol; the emulators check no signatures.
+#[cfg(test)]
+pub(crate) fn ec2(port: u16, action: &str, more: &str) -> Result<(u16, String)> {
+    use super::{ACCESS_KEY, REGION};
+
+    let body = format!("Action={action}&Version=2016-11-15{more}");
+    let head = format!(
+        "POST / HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\
+         Content-Type: application/x-www-form-urlencoded; charset=utf-8\r\n\
+         X-Amz-Date: 20240101T000000Z\r\n\
+         Authorization: AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20240101/{REGION}/ec2/\
+         aws4_request, SignedHeaders=host;x-amz-date, Signature={:064}\r\n\
+         Content-Length: {}\r\n\r\n",
+        0,
+        body.len()
+    );
+    exchange(port, &head, body.as_bytes())
+}

@@ -7,23 +7,7 @@ use std::{
     process::Stdio,
 };
 
-use super::{server::Server, *};
-
-/// Sends a signed-looking request of EC2's query protocol; the emulators check no signatures.
-fn ec2(port: u16, action: &str, more: &str) -> anyhow::Result<(u16, String)> {
-    let body = format!("Action={action}&Version=2016-11-15{more}");
-    let head = format!(
-        "POST / HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\
-         Content-Type: application/x-www-form-urlencoded; charset=utf-8\r\n\
-         X-Amz-Date: 20240101T000000Z\r\n\
-         Authorization: AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20240101/{REGION}/ec2/\
-         aws4_request, SignedHeaders=host;x-amz-date, Signature={:064}\r\n\
-         Content-Length: {}\r\n\r\n",
-        0,
-        body.len()
-    );
-    http::exchange(port, &head, body.as_bytes())
-}
+use super::{http::ec2, server::Server, *};
 
 fn running(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()

@@ -173,6 +173,16 @@ impl World {
         self.text("/key_arn")
     }
 
+    /// Attaches so many volumes more to the instance, and returns the ids of all of them by device.
+    ///
+    /// # Errors
+    /// Where moto refuses.
+    pub fn add_volumes(&self, count: usize) -> Result<Vec<String>> {
+        let arguments = [self.endpoint.clone(), self.instance().to_owned(), count.to_string()];
+        let ids = script("volumes.py", &arguments).context("attach volumes")?;
+        serde_json::from_value(ids).context("read what volumes.py printed")
+    }
+
     /// What is true of an instance now, and of what surrounds it; of [`instance`](Self::instance)
     /// by default. Members: `state`, `public_ip`, `security_groups`, `guards`,
     /// `delete_on_termination`, `volumes`, `metadata_options`, `tags`; `interfaces` (with `groups`,
@@ -200,7 +210,7 @@ impl World {
 }
 
 /// Runs one of the Python programs and reads the JSON that it prints.
-fn script(name: &str, arguments: &[String]) -> Result<Value> {
+pub(crate) fn script(name: &str, arguments: &[String]) -> Result<Value> {
     let scratch = tempfile::tempdir().context("create a temporary folder")?;
     let mut command = Command::new("timeout");
     isolate(&mut command, scratch.path());

@@ -1,0 +1,8 @@
+//! What `cloudformation/` promises, proven on what the templates come to: no emulator enforces a policy, a route or a name.
+
+mod network;
+mod policy;
+mod role;
+mod room;
+mod script;
+mod support;

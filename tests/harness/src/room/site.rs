@@ -1,0 +1,153 @@
+//! The hardware behind an emulated account: boots what a case's stack launches, plugs in what it attaches.
+//!
+//! Reads the account with AWS's Python SDK and never writes to it. Evidence is plugged in only when the room has said
+//! that it is safe, which on AWS is what the stack's attachments wait for.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration, time::Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use super::{Machine, Start, pause};
+use crate::{
+    emulators::{Moto, script},
+    vm::Disk,
+};
+
+/// How long the parts may take under emulation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// What a case's stack has made.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Stack {
+    /// As CloudFormation names it.
+    pub status: String,
+    /// Physical ids by logical ids.
+    pub resources: BTreeMap<String, Option<String>>,
+    /// The room's instance.
+    pub instance: Option<Instance>,
+    /// The room's copies of the evidence, attached.
+    pub volumes: Vec<Copy>,
+    /// Logical ids with what was signalled, oldest first.
+    pub signals: Vec<(String, String)>,
+}
+
+/// The room's instance.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Instance {
+    /// Its id.
+    pub id: String,
+    /// As EC2 names it.
+    pub state: String,
+    /// Its user data, decoded.
+    pub user_data: String,
+}
+
+/// A copy of a volume.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Copy {
+    /// Its id, which its serial number is made of.
+    pub id: String,
+    /// What it was made from.
+    pub snapshot: String,
+    /// The volume that the snapshot is of.
+    pub source: Option<String>,
+}
+
+/// What a case has in the account.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Seen {
+    /// Its stack.
+    pub stack: Option<Stack>,
+    /// Keys below `cases/<case>/`, with sizes in bytes.
+    pub objects: BTreeMap<String, u64>,
+}
+
+/// Where a case's room stands.
+#[derive(Debug)]
+pub struct Site {
+    endpoint: String,
+    bucket: String,
+    case: String,
+    /// Images of the instance's volumes, by the volumes' ids.
+    disks: BTreeMap<String, PathBuf>,
+}
+
+impl Site {
+    /// A site for the room of a case, with the images that the instance's volumes hold.
+    #[must_use]
+    pub fn new(moto: &Moto, bucket: &str, case: &str, disks: BTreeMap<String, PathBuf>) -> Self {
+        let (bucket, case) = (bucket.to_owned(), case.to_owned());
+        Self { endpoint: moto.url(), bucket, case, disks }
+    }
+
+    /// What the case has now.
+    ///
+    /// # Errors
+    /// Where the emulator does not answer.
+    pub fn look(&self) -> Result<Seen> {
+        let arguments = [self.endpoint.clone(), self.bucket.clone(), self.case.clone()];
+        let seen = script("room.py", &arguments)
+            .with_context(|| format!("read the room of {}", self.case))?;
+        serde_json::from_value(seen).context("read what room.py printed")
+    }
+
+    /// Waits until the case's stack has launched an instance, which is returned.
+    ///
+    /// # Errors
+    /// Where the time is up, or `going` says that there is nothing to wait for any more.
+    pub fn launched(&self, mut going: impl FnMut() -> Result<bool>) -> Result<Stack> {
+        let ends = Instant::now() + PATIENCE;
+        loop {
+            let stack = self.look()?.stack;
+            if let Some(stack) = stack.filter(|stack| stack.instance.is_some()) {
+                return Ok(stack);
+            }
+            ensure!(going()?, "what was to launch the room of {} has ended", self.case);
+            ensure!(Instant::now() < ends, "no room was launched for {}", self.case);
+            pause(Duration::from_millis(300));
+        }
+    }
+
+    /// Boots the room.
+    ///
+    /// # Errors
+    /// Where QEMU does not start.
+    pub fn boot(&self, programs: &[PathBuf], beside: &str) -> Result<Machine> {
+        let port = self.endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.context("the emulator's address has no port")?;
+        Machine::boot(&Start { port, programs, beside, memory_mib: 1024, cpu: 2 })
+    }
+
+    /// Waits until the room has signalled that it is safe, and plugs in the volumes, but for those in `missing`.
+    ///
+    /// # Errors
+    /// Where the room ends or does not signal in time, or a volume's image is not known.
+    pub fn attach(&self, room: &mut Machine, missing: &[&str]) -> Result<Vec<Copy>> {
+        room.until("the room's signal that it is safe", PATIENCE, |_| {
+            Ok(self.signalled("Room")?.is_some())
+        })?;
+        let Some(stack) = self.look()?.stack else { bail!("{} has no stack", self.case) };
+        for copy in &stack.volumes {
+            let source = copy.source.as_deref().unwrap_or_default();
+            if missing.contains(&source) {
+                continue;
+            }
+            let path = self.disks.get(source);
+            let path = path.with_context(|| format!("no image of {source} is known"))?.clone();
+            // EBS gives no other sign of a copy's id than its serial number, without the hyphen.
+            let serial = copy.id.replacen('-', "", 1);
+            room.attach(&Disk { path, serial, readonly: false })?;
+        }
+        Ok(stack.volumes)
+    }
+
+    /// What was signalled of a resource last.
+    ///
+    /// # Errors
+    /// Where the emulator does not answer.
+    pub fn signalled(&self, resource: &str) -> Result<Option<String>> {
+        let Some(stack) = self.look()?.stack else { return Ok(None) };
+        Ok(stack.signals.into_iter().rev().find(|(who, _)| who == resource).map(|(_, what)| what))
+    }
+}
