@@ -4,13 +4,14 @@
 //! whole; and one message says what was found. Touches the bundle's folder, for reading, and the bucket through
 //! `cleanroom-agent-aws`. Never overwrites an object, and never publishes a file that is not what was sealed.
 
-use std::{collections::BTreeMap, fmt::Write as _, io, path::Path};
+use std::{collections::BTreeMap, fmt::Write as _, fs::File, io, path::Path};
 
 use cleanroom_agent_aws::{Notice, Source, Store, UploadError};
 use cleanroom_contract::{
     Finding, PublishedFile, Report, RunState, Sha256, WorkOrder, bundle_prefix, printable,
 };
 use serde_json::json;
+use sha2::Digest as _;
 
 use crate::bundle::{
     folder::{Entry, Folder, digest, read_bounded},
@@ -55,6 +56,13 @@ pub(crate) trait Uploads {
     fn note(&mut self, name: &str, id: &str);
 }
 
+/// A file of a sealed bundle, and the object that it becomes.
+struct Sealed {
+    name: String,
+    file: File,
+    object: PublishedFile,
+}
+
 /// Publishes the sealed bundle in `folder` under a key prefix; every object of it. What is there already is not sent.
 pub(crate) async fn bundle(
     store: &Store,
@@ -62,30 +70,45 @@ pub(crate) async fn bundle(
     prefix: &str,
     uploads: &mut (dyn Uploads + Send),
 ) -> Result<Vec<PublishedFile>, PublishError> {
+    let mut published = Vec::new();
+    for Sealed { name, file, object } in files(folder, prefix)? {
+        let PublishedFile { key, size, sha256 } = &object;
+        let source = Source { key, file: &file, size: *size, sha256: *sha256 };
+        let begun = uploads.begun(&name);
+        store.upload(&source, begun.as_deref(), &mut |id| uploads.note(&name, id)).await?;
+        published.push(object);
+    }
+    Ok(published)
+}
+
+/// The objects that the sealed bundle in `folder` is under a key prefix.
+pub(crate) fn objects(folder: &Path, prefix: &str) -> Result<Vec<PublishedFile>, PublishError> {
+    Ok(files(folder, prefix)?.into_iter().map(|sealed| sealed.object).collect())
+}
+
+/// The files of the sealed bundle in `folder`; its sums last, so that what has sums is whole.
+fn files(folder: &Path, prefix: &str) -> Result<Vec<Sealed>, PublishError> {
     let folder = Folder::open(folder)?;
-    let mut files = Vec::new();
+    let mut names = Vec::new();
     for (name, sha256) in parse_sums(&sums_of(&folder)?)? {
-        files.push((name, Some(sha256)));
+        names.push((name, Some(sha256)));
     }
     if let Entry::File(_) = folder.entry(SUMS_SIGNATURE)? {
-        files.push((SUMS_SIGNATURE.to_owned(), None));
+        names.push((SUMS_SIGNATURE.to_owned(), None));
     }
-    files.push((SUMS.to_owned(), None));
-    let mut published = Vec::new();
-    for (name, listed) in files {
+    names.push((SUMS.to_owned(), None));
+    let mut files = Vec::new();
+    for (name, listed) in names {
         let file = folder.file(&name)?;
         let (size, sha256) = match listed {
             // Compared with what is read when it is sent.
             Some(sha256) => (file.metadata()?.len(), sha256),
             None => digest(&folder.file(&name)?)?,
         };
-        let key = format!("{prefix}{name}");
-        let source = Source { key: &key, file: &file, size, sha256 };
-        let begun = uploads.begun(&name);
-        store.upload(&source, begun.as_deref(), &mut |id| uploads.note(&name, id)).await?;
-        published.push(PublishedFile { key, size, sha256 });
+        let object = PublishedFile { key: format!("{prefix}{name}"), size, sha256 };
+        files.push(Sealed { name, file, object });
     }
-    Ok(published)
+    Ok(files)
 }
 
 /// The bytes of a sealed bundle's sums.
@@ -94,10 +117,11 @@ fn sums_of(folder: &Folder) -> io::Result<Vec<u8>> {
     sums.ok_or_else(|| io::Error::other("its sums are longer than those of any bundle"))
 }
 
-/// SHA-256 of a sealed bundle's sums; `None` where it is not sealed.
+/// SHA-256 of a sealed bundle's sums; `None` where it is not sealed, or was being sealed when the agent was killed.
 pub(crate) fn sealed(folder: &Path) -> Option<Sha256> {
-    let file = Folder::open(folder).ok()?.file(SUMS).ok()?;
-    digest(&file).ok().map(|(_, sha256)| sha256)
+    let sums = sums_of(&Folder::open(folder).ok()?).ok()?;
+    parse_sums(&sums).ok()?;
+    Some(Sha256(sha2::Sha256::digest(&sums).into()))
 }
 
 /// A sealed bundle's report.

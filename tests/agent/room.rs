@@ -6,4 +6,5 @@ mod machine;
 mod orders;
 mod refused;
 mod upload;
+mod waiting;
 mod whole;

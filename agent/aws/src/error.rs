@@ -103,7 +103,8 @@ where
             let status = service.raw().status().as_u16();
             let code = error.code().unwrap_or_default();
             let shown = if code.is_empty() { format!("Http{status}") } else { code.to_owned() };
-            let message = error.message().unwrap_or("the answer says nothing more").to_owned();
+            // An answer that is not understood has no message, but a cause.
+            let message = error.message().map_or_else(|| chain(&error), str::to_owned);
             (kind_of(code, status), shown, message)
         }
         SdkError::ResponseError(response) => {

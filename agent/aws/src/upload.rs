@@ -3,7 +3,8 @@
 //! Purpose: one file becomes one object, whole or not at all. Small ones in one request, larger ones in parts that the
 //! service checks one by one (SHA-256), several at once; an upload that was interrupted goes on where it stopped. Touches
 //! one bucket and the file it is given. Never overwrites: an object that is there already counts as done where it is the
-//! same, and is an error where it is not. Never holds more than a few parts in memory.
+//! same, and is an error where it is not. Never gives an upload up either, which would take a right to delete: the bucket's
+//! lifecycle removes parts that nobody puts together. Never holds more than a few parts in memory.
 //!
 //! S3 has no SHA-256 over the whole of an object that came in parts, only one over the parts' digests (S3 user guide,
 //! "Checking object integrity"). The file's own digest is therefore compared while it is read, before the object exists.
@@ -140,22 +141,18 @@ impl Store {
         if source.size <= WHOLE {
             return self.upload_whole(source).await;
         }
-        // Gigabytes are not sent to learn at their end that they are there already.
-        if begun.is_none() && self.is_there(source, None).await? {
-            return Ok(Put::Exists);
-        }
-        let (id, have) = match begun {
-            Some(id) => self.go_on(source.key, id).await?,
+        let known = match begun {
+            Some(id) => self.parts_of(source.key, id).await?.map(|parts| (id.to_owned(), parts)),
+            None => None,
+        };
+        let (id, have) = match known {
+            Some(known) => known,
+            // Gigabytes are not sent to learn at their end that they are there already.
+            None if self.is_there_already(source).await? => return Ok(Put::Exists),
             None => (self.begin(source.key).await?, Vec::new()),
         };
         note(&id);
-        let parts = match self.send_parts(source, &id, have).await {
-            Err(error @ UploadError::Changed { .. }) => {
-                self.abandon(source.key, &id).await;
-                return Err(error);
-            }
-            parts => parts?,
-        };
+        let parts = self.send_parts(source, &id, have).await?;
         self.complete(source, &id, &parts).await
     }
 
@@ -167,6 +164,15 @@ impl Store {
         match self.create(source.key, bytes).await? {
             Put::Created => Ok(Put::Created),
             Put::Exists => self.same_or_taken(source, None).await,
+        }
+    }
+
+    /// Whether the object is there before anything is sent, as far as that can be seen.
+    async fn is_there_already(&self, source: &Source<'_>) -> Result<bool, UploadError> {
+        match self.is_there(source, None).await {
+            // Without the right to list, a key that has no object is forbidden and not missing.
+            Err(UploadError::Cloud(error)) if error.kind == ErrorKind::Denied => Ok(false),
+            answer => answer,
         }
     }
 
@@ -193,10 +199,7 @@ impl Store {
         let answer = call.checksum_mode(ChecksumMode::Enabled).send().await;
         let head = match answer.map_err(|e| fail("s3:HeadObject", source.key, e)) {
             Ok(head) => head,
-            // Without the right to list, a key that has no object is forbidden and not missing.
-            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Denied) => {
-                return Ok(false);
-            }
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error.into()),
         };
         if head.content_length.and_then(|length| u64::try_from(length).ok()) != Some(source.size) {
@@ -233,17 +236,15 @@ impl Store {
         id.ok_or_else(|| own(OPERATION, key, ErrorKind::Other, "BadAnswer", "it names no upload"))
     }
 
-    /// The parts that an interrupted upload has, or a new upload where it is gone.
-    async fn go_on(&self, key: &str, id: &str) -> Result<(String, Vec<Part>), CloudError> {
+    /// The parts that an interrupted upload has; `None` where there is no such upload any more.
+    async fn parts_of(&self, key: &str, id: &str) -> Result<Option<Vec<Part>>, CloudError> {
         let call = self.s3.list_parts().bucket(&self.bucket).key(key).upload_id(id);
         let mut pages = call.into_paginator().send();
         let mut parts = Vec::new();
         while let Some(page) = pages.next().await {
             let page = match page.map_err(|e| fail("s3:ListParts", key, e)) {
                 Ok(page) => page,
-                Err(error) if error.kind == ErrorKind::NotFound => {
-                    return Ok((self.begin(key).await?, Vec::new()));
-                }
+                Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
                 // Who may not see the parts sends them again, which changes nothing.
                 Err(error) if error.kind == ErrorKind::Denied => break,
                 Err(error) => return Err(error),
@@ -257,7 +258,7 @@ impl Store {
                 }
             }
         }
-        Ok((id.to_owned(), parts))
+        Ok(Some(parts))
     }
 
     /// Sends the parts that the service does not have yet; all of them, in order.
@@ -342,20 +343,11 @@ impl Store {
         };
         let composite = composite(parts);
         match error.code.as_str() {
-            "PreconditionFailed" => {
-                self.abandon(source.key, id).await;
-                self.same_or_taken(source, Some(&composite)).await
-            }
+            "PreconditionFailed" => self.same_or_taken(source, Some(&composite)).await,
             // It was put together before, and the answer was lost.
             "NoSuchUpload" if self.is_there(source, Some(&composite)).await? => Ok(Put::Exists),
             _ => Err(error.into()),
         }
-    }
-
-    /// Gives an upload up, so that its parts cost nothing; the bucket's own rules do where this fails.
-    async fn abandon(&self, key: &str, id: &str) {
-        let call = self.s3.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id);
-        drop(call.send().await);
     }
 }
 

@@ -135,6 +135,15 @@ pub(super) fn device_size(device: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(size)
 }
 
+/// Makes the kernel refuse every write to a block device, whoever sends it.
+#[expect(unsafe_code, reason = "ioctl BLKROSET")]
+pub(super) fn set_read_only(device: BorrowedFd<'_>) -> io::Result<()> {
+    let on = 1;
+    // SAFETY: the request reads one int.
+    unsafe { blkroset(device.as_raw_fd(), &raw const on) }?;
+    Ok(())
+}
+
 /// Sets how far the kernel reads ahead on a device.
 #[expect(unsafe_code, reason = "ioctl BLKRASET")]
 pub(super) fn read_ahead(device: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
@@ -164,15 +173,6 @@ pub(super) fn map_devices(
 pub(super) const MAP_HEAD: usize = 312;
 /// Room for one target and what it says.
 pub(super) const MAP_MESSAGE: usize = 4096;
-
-/// Makes the kernel refuse every write to a block device, whoever sends it.
-#[expect(unsafe_code, reason = "ioctl BLKROSET")]
-pub(super) fn set_read_only(device: BorrowedFd<'_>) -> io::Result<()> {
-    let on = 1;
-    // SAFETY: the request reads one int.
-    unsafe { blkroset(device.as_raw_fd(), &raw const on) }?;
-    Ok(())
-}
 
 /// Makes btrfs forget the devices that are not mounted, so that a second file system with the UUID of
 /// one seen before can be mounted.

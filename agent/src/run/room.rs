@@ -146,7 +146,7 @@ impl<'r> Agent<'r> {
                     taken = next;
                 }
                 None => {
-                    let news = news.unwrap_or_else(|| self.news(&taken.order));
+                    let news = news.unwrap_or_else(|| self.news(&taken.order, false));
                     if self.idle() > Duration::ZERO {
                         news.tell(RoomNews::Idle);
                     }
@@ -166,7 +166,7 @@ impl<'r> Agent<'r> {
             return Ok(None);
         }
         ledger.take_up().context("write the state")?;
-        let news = self.news(order);
+        let news = self.news(order, true);
         let carried = self.carry_on(taken, &mut ledger, &news, is_first);
         match carried {
             Ok(()) => Ok(Some(news)),
@@ -190,6 +190,9 @@ impl<'r> Agent<'r> {
             agent_sha256: scan::own_digest(),
             attempt: ledger.state.attempt,
         });
+        if ledger.state.phase >= Phase::Published {
+            Self::tell_again(order, ledger, news)?;
+        }
         if ledger.state.phase == Phase::Scanning {
             self.examine(taken, ledger, news, is_first)?;
         }
@@ -199,20 +202,21 @@ impl<'r> Agent<'r> {
         if ledger.state.phase < Phase::Told {
             self.tell_people(order, ledger, news)?;
         }
-        if ledger.state.phase < Phase::Done {
-            self.end_task(order, ledger)?;
+        self.end_task(order, ledger)?;
+        if !news.flush(LAST_WORDS) {
+            say("some events are not written yet: the bundle is");
         }
-        Ok(())
+        Ok(ledger.reach(Phase::Done).context("write the state")?)
     }
 
-    /// The voice on a scan.
-    fn news(&self, order: &WorkOrder) -> News {
+    /// The voice on a scan; `waited_for` where a task may wait for its end.
+    fn news(&self, order: &WorkOrder, waited_for: bool) -> News {
         News::start(About {
             region: self.room.as_ref().map(|room| room.region.clone()),
             bucket: order.publish.bucket.clone(),
             case: order.case.clone(),
             scan: order.scan.clone(),
-            token: order.task_token.clone(),
+            token: order.task_token.clone().filter(|_| waited_for),
         })
     }
 
@@ -318,7 +322,7 @@ impl<'r> Agent<'r> {
             }
             Err(Stop::Unusable(reason)) => {
                 say(&format!("the order {scan} is passed over: {reason}"));
-                let news = self.news(&WorkOrder { scan: scan.clone(), ..order.clone() });
+                let news = self.news(&WorkOrder { scan: scan.clone(), ..order.clone() }, false);
                 news.tell(RoomNews::Failed { reason });
                 news.close(LAST_WORDS);
                 Ok(None)

@@ -107,7 +107,7 @@ pub(super) fn examine(
     save_draft(&out, &report)?;
 
     let scratch = setup.replay.clone();
-    let mut session = Session { out: &out, report, next_volume: 0, scratch, plan: &plan };
+    let mut session = Session { out: &out, report, next_volume: 0, plan: &plan, scratch };
     let done = runtime.block_on(session.run((setup, spool), given, signals));
     let mut report = session.report;
     report.run.ended = now();
@@ -195,9 +195,9 @@ struct Session<'s> {
     out: &'s Path,
     report: Report,
     next_volume: u32,
+    plan: &'s Plan<'s>,
     /// Where dirty journals are replayed into; absent where they are not.
     scratch: Option<Scratch>,
-    plan: &'s Plan<'s>,
 }
 
 impl Session<'_> {

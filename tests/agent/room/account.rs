@@ -87,6 +87,13 @@ print(json.dumps([topic, queue]))
         keys
     }
 
+    /// How many uploads in parts are neither completed nor given up.
+    pub(super) fn uploads(&self) -> usize {
+        let (status, xml) = self.request("GET", "?uploads", b"");
+        assert_eq!(status, 200);
+        String::from_utf8(xml).expect("XML").matches("<UploadId>").count()
+    }
+
     /// Nothing was written twice or deleted.
     pub(super) fn assert_written_once(&self) {
         let twice: Vec<_> = self.versions().into_iter().filter(|(_, n)| *n != 1).collect();

@@ -31,9 +31,17 @@ impl Numbers {
     }
 }
 
-/// An order that was carried out in spite of all, and how many kills met it while people were being told.
-fn carried_out(account: &Account, machine: &Machine, order: &WorkOrder, in_doubt: usize) {
+/// An order that is carried out in spite of all. `in_doubt` are the kills that met it while people were being told. How long
+/// the last run took.
+fn carried_out(
+    account: &Account,
+    machine: &Machine,
+    order: &WorkOrder,
+    in_doubt: usize,
+) -> Duration {
+    let began = Instant::now();
     let output = machine.expect(0, &["--work-order", &machine.order_file(order)]);
+    let took = began.elapsed();
     let scan = machine.published(account, order, &output);
     assert_eq!(scan.report.run.state, RunState::Complete, "{}", said(&output));
     let prefix = bundle_prefix(&order.case, &order.scan);
@@ -48,6 +56,7 @@ fn carried_out(account: &Account, machine: &Machine, order: &WorkOrder, in_doubt
     for (message, _) in messages {
         assert_eq!(message["scan"], order.scan.as_str());
     }
+    took
 }
 
 /// Moments are drawn from the time that a whole run takes here, so that a slow machine is killed at the same places as a
@@ -60,9 +69,7 @@ fn ten_killed_runs_end_as_one_that_was_not() {
         let path = machine.path().join("tree").join(format!("file-{number}"));
         fs::write(path, vec![b'x'; 64 << 10]).unwrap();
     }
-    let began = Instant::now();
-    carried_out(&account, &machine, &order(&account, "20260102T030400Z-00000000"), 0);
-    let whole = began.elapsed();
+    let whole = carried_out(&account, &machine, &order(&account, "20260102T030400Z-00000000"), 0);
     let mut numbers = Numbers(20_260_301);
     let (mut kills, mut orders, mut in_doubt) = (0, 1, 0);
     let next = |orders: u32| order(&account, &format!("20260102T0304{orders:02}Z-00000000"));

@@ -19,7 +19,11 @@ const UNUSABLE: &str = "20260102T040000Z-00000000";
 const SECOND: &str = "20260102T050607Z-89abcdef";
 
 /// The user data of a room with this order.
-fn user_data(account: &Account, order: &WorkOrder, sha256: cleanroom_contract::Sha256) -> String {
+pub(super) fn user_data(
+    account: &Account,
+    order: &WorkOrder,
+    sha256: cleanroom_contract::Sha256,
+) -> String {
     let room = Room {
         v: VersionOne,
         case: CASE.parse().unwrap(),

@@ -58,6 +58,32 @@ fn a_throttled_bucket_gets_all_of_it_in_the_end() {
 }
 
 #[test]
+fn a_cut_network_keeps_nothing_from_being_told() {
+    let account = Account::new();
+    let mut machine = Machine::new(&account);
+    let proxy = Microburst::start(account.url(), 7).expect("microburst starts");
+    proxy.set(&[Fault::new("*", 1.0, Injection::Reset)]).expect("faults are set");
+    machine.set("AWS_ENDPOINT_URL", &proxy.url());
+    let order = order(&account, SCAN);
+    let running = machine.start(&["--work-order", &machine.order_file(&order)]);
+    wait_until("the bundle is sealed", || machine.phase(&order.scan) == "sealed");
+    assert!(account.versions().is_empty());
+    proxy.set(&[]).expect("faults are set");
+    let output = running.finish();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    machine.published(&account, &order, &output);
+    let events = account.events(&order.case, &order.scan);
+    let told = |is: fn(&RoomNews) -> bool| events.iter().any(|event| is(&event.news));
+    assert!(matches!(events[0].news, RoomNews::Started { attempt: 1, .. }), "{events:?}");
+    assert!(told(|news| matches!(news, RoomNews::Attached { .. })), "{events:?}");
+    assert!(told(|news| matches!(news, RoomNews::Findings { .. })), "{events:?}");
+    assert!(told(|news| matches!(news, RoomNews::Sealed { .. })), "{events:?}");
+    assert!(told(|news| matches!(news, RoomNews::Published { .. })), "{events:?}");
+    assert_eq!(account.messages().len(), 1);
+    account.assert_written_once();
+}
+
+#[test]
 fn without_the_topic_the_bundle_is_there_and_the_events_say_who_was_not_told() {
     let account = Account::new();
     let mut machine = Machine::new(&account);

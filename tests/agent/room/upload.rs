@@ -63,19 +63,19 @@ fn an_interrupted_upload_goes_on() {
     let (file, sha256) = file(&content);
     let source = Source { key: "large", file: &file, size: SIZE as u64, sha256 };
     let denied = || Injection::Error { code: "AccessDenied".to_owned(), status: Some(403) };
-    proxy.set(&[Fault::new("s3", 0.3, denied()).on("UploadPart")]).expect("faults are set");
+    // The proxy takes a part for a whole object.
+    proxy.set(&[Fault::new("s3", 0.3, denied()).on("PutObject")]).expect("faults are set");
     let mut id = None;
     let put = runtime.block_on(store.upload(&source, None, &mut |new| id = Some(new.to_owned())));
-    assert!(matches!(put, Err(UploadError::Cloud(_))), "{put:?}");
+    assert!(matches!(put, Err(UploadError::Cloud(_))), "{put:?}: {:?}", proxy.fired());
     let id = id.expect("an upload was begun");
     assert!(account.versions().is_empty(), "half a file is no object");
 
-    // What goes on begins nothing anew.
-    proxy
-        .set(&[Fault::new("s3", 1.0, denied()).on("CreateMultipartUpload")])
-        .expect("faults are set");
+    proxy.set(&[]).expect("faults are set");
+    assert_eq!(account.uploads(), 1);
     let put = runtime.block_on(store.upload(&source, Some(&id), &mut |_| {}));
     assert_eq!(put.unwrap(), Put::Created);
     assert!(account.get("large") == content, "every byte");
+    assert_eq!(account.uploads(), 0, "what was begun was gone on with, and nothing begun anew");
     account.assert_written_once();
 }

@@ -3,7 +3,8 @@
 use std::fs;
 
 use cleanroom_contract::{
-    Destination, GapKind, OrderedFile, RoomNews, RunState, Severity, bundle_prefix, events_prefix,
+    Destination, Gap, GapKind, OrderedFile, RoomNews, RunState, Severity, bundle_prefix, event_key,
+    events_prefix,
 };
 use serde_json::json;
 
@@ -11,6 +12,7 @@ use super::{
     account::Account,
     machine::{Machine, RULE, VOLUME, order, ordered_file, said, volume},
 };
+use crate::support::wait_until;
 
 const SCAN: &str = "20260102T030405Z-0123abcd";
 const ABSENT: &str = "vol-0fedcba9876543210";
@@ -121,6 +123,27 @@ fn rules_and_lists_that_can_not_be_used_at_all_cost_no_scan() {
     assert!(gaps.iter().any(|reason| reason.contains("the rules")), "{gaps:?}");
     assert!(scan.file("/etc/passwd").sha256.is_some());
     assert_eq!(account.messages(), [], "there is no topic");
+}
+
+#[test]
+fn a_volume_that_comes_late_is_waited_for() {
+    let account = Account::new();
+    let machine = Machine::new(&account);
+    let late = machine.path().join("late");
+    let mut order = order(&account, SCAN);
+    order.volumes = vec![volume(ABSENT, "snap-0fedcba9876543210")];
+    order.limits.attach_seconds = 300;
+    let stand_in = format!("{ABSENT}={}", late.display());
+    let file = machine.order_file(&order);
+    let running = machine.start(&["--work-order", &file, "--evidence", &stand_in]);
+    let started = event_key(&order.case, &order.scan, 1);
+    wait_until("the agent has started", || account.versions().contains_key(&started));
+    fs::create_dir(&late).unwrap();
+    let output = running.finish();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let scan = machine.published(&account, &order, &output);
+    assert_eq!(scan.gaps_of(GapKind::Evidence), Vec::<&Gap>::new());
+    assert_eq!(scan.report.volumes[0].volume, ABSENT);
 }
 
 /// The supervisor alone may know the keys.

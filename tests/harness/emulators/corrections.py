@@ -5,6 +5,7 @@ server's own process; nothing on disk changes. To be looked at again with every 
 """
 
 import base64
+import hashlib
 import json
 from urllib.parse import urlparse
 
@@ -36,6 +37,7 @@ def apply():
     connections_count_as_encrypted()
     what_is_lacking_is_refused_for_good()
     versioning_has_the_name_of_its_element()
+    parts_are_listed_with_their_checksums()
     one_volume_is_at_a_device()
     the_metadata_service_is_a_rooms()
 
@@ -185,6 +187,26 @@ def versioning_has_the_name_of_its_element():
         return status, headers, text.replace("GetBucketVersioningResponse", "VersioningConfiguration")
 
     S3Response.get_bucket_versioning = get
+
+
+def parts_are_listed_with_their_checksums():
+    """moto names the answer of ListParts after the operation; AWS, and every client that looks, after
+    what it holds. And it lists no checksums, by which a client knows the parts that are there."""
+    original = S3Response.list_parts
+
+    def list_parts(self):
+        status, headers, body = original(self)
+        text = body if isinstance(body, str) else body.decode()
+        text = text.replace("ListPartsResponse", "ListPartsResult")
+        upload = self.backend.get_bucket(self.bucket_name).multiparts[self._get_param("uploadId")]
+        if upload.metadata.get("x-amz-checksum-algorithm") == "SHA256":
+            for number, part in upload.parts.items():
+                digest = base64.b64encode(hashlib.sha256(part.value).digest()).decode()
+                element = f"<PartNumber>{number}</PartNumber>"
+                text = text.replace(element, f"{element}<ChecksumSHA256>{digest}</ChecksumSHA256>")
+        return status, headers, text
+
+    S3Response.list_parts = list_parts
 
 
 def one_volume_is_at_a_device():

@@ -144,7 +144,7 @@ impl Agent<'_> {
         let rules = files::as_arguments(&order.rules, rules);
         let mut gaps = rules.gaps;
         gaps.extend(lists.gaps);
-        let mut args = arguments(taken, ledger.bundle());
+        let mut args = arguments(taken, ledger.bundle(), self.args.state.clone());
         (args.rules, args.indicators) = (rules.paths, lists.paths);
         // Rules or lists that can not be used at all cost what they would have found, and no more.
         for _ in 0..2 {
@@ -199,8 +199,8 @@ fn open(place: &Place) -> Given {
     Given { name: place.name.clone(), path, evidence }
 }
 
-/// The order as the scan's arguments.
-fn arguments(taken: &Taken, out: PathBuf) -> Scan {
+/// The order as the scan's arguments; what replaying writes goes to the disk that the bundle is on.
+fn arguments(taken: &Taken, out: PathBuf, scratch: PathBuf) -> Scan {
     let WorkOrder { case, instance, scan, limits, .. } = &taken.order;
     let seconds = limits.file_seconds.unwrap_or(FILE_SECONDS).max(1);
     Scan {
@@ -217,8 +217,7 @@ fn arguments(taken: &Taken, out: PathBuf) -> Scan {
         max_file_size: limits.max_file_size,
         file_timeout: Duration::from_secs(seconds.into()),
         no_replay: !limits.replay,
-        // What replaying writes goes to the room's own disk.
-        scratch: None,
+        scratch: limits.replay.then_some(scratch),
         scratch_size: None,
         case: Some(case.clone()),
         examiner: None,

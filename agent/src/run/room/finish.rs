@@ -93,7 +93,7 @@ impl Agent<'_> {
     }
 
     /// Ends the task that waits for the scan, where one does.
-    pub(super) fn end_task(&mut self, order: &WorkOrder, ledger: &mut Ledger) -> Result<(), Stop> {
+    pub(super) fn end_task(&mut self, order: &WorkOrder, ledger: &Ledger) -> Result<(), Stop> {
         if let Some(token) = &order.task_token {
             let folder = ledger.bundle();
             let ended = match &ledger.state.failed {
@@ -116,7 +116,24 @@ impl Agent<'_> {
                 Ok(()) => {}
             }
         }
-        Ok(ledger.reach(Phase::Done).context("write the state")?)
+        Ok(())
+    }
+
+    /// Tells again what an agent that was killed may have told: twice is better than never.
+    pub(super) fn tell_again(
+        order: &WorkOrder,
+        ledger: &Ledger,
+        news: &News,
+    ) -> anyhow::Result<()> {
+        if let Some(reason) = &ledger.state.failed {
+            news.tell(RoomNews::Failed { reason: reason.clone() });
+            return Ok(());
+        }
+        let folder = ledger.bundle();
+        Self::tell_sealed(&folder, news)?;
+        let files = publish::objects(&folder, &bundle_prefix(&order.case, &order.scan))?;
+        news.tell(RoomNews::Published { files });
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -55,7 +55,10 @@ pub(super) struct News {
 #[derive(Debug, Default)]
 struct Shared {
     board: Mutex<Board>,
+    /// Something is to be told.
     changed: Notify,
+    /// Something was told.
+    told: Condvar,
 }
 
 /// What is to be told.
@@ -63,6 +66,8 @@ struct Shared {
 struct Board {
     /// In this order, all of it.
     told: VecDeque<RoomNews>,
+    /// An event is being written.
+    busy: bool,
     /// The worst that were not told yet.
     findings: Vec<(Severity, Vec<u8>)>,
     progress: Option<RoomNews>,
@@ -98,14 +103,23 @@ impl News {
         self.shared.changed.notify_one();
     }
 
-    /// Waits until all is told, but no longer than this.
+    /// Waits until all that was to be told is written, but no longer than this. Whether it is.
+    pub(super) fn flush(&self, patience: Duration) -> bool {
+        let left = |board: &mut Board| board.busy || !board.told.is_empty();
+        let waited = self.shared.told.wait_timeout_while(self.shared.board(), patience, left);
+        let (mut board, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !left(&mut board)
+    }
+
+    /// Waits until all is told, but no longer than this, and ends.
     pub(super) fn close(mut self, patience: Duration) {
         self.shared.board().closing = Some(Instant::now() + patience);
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
-        let left = self.shared.board().told.len();
+        let board = self.shared.board();
+        let left = board.told.len() + usize::from(board.busy);
         if left > 0 {
             say(&format!("{left} events could not be written"));
         }
@@ -242,9 +256,18 @@ impl Teller<'_> {
         let mut findings = Pace::new(Duration::ZERO);
         let mut progress = Pace::new(PACE.0);
         loop {
-            let (news, is_last) = next(&mut shared.board(), &mut findings, &mut progress);
+            let (news, is_last) = {
+                let mut board = shared.board();
+                let next = next(&mut board, &mut findings, &mut progress);
+                board.busy = next.0.is_some();
+                next
+            };
             match news {
-                Some(news) => self.write(&news).await,
+                Some(news) => {
+                    self.write(&news).await;
+                    shared.board().busy = false;
+                    shared.told.notify_all();
+                }
                 None if is_last => return,
                 None => {}
             }

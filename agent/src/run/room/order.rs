@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, fs, path::Path};
 
-use cleanroom_agent_aws::{Aws, CloudError, metadata::Metadata};
+use cleanroom_agent_aws::{Aws, CloudError, ErrorKind, metadata::Metadata};
 use cleanroom_contract::{Room, ScanId, Sha256, WorkOrder, order_key, printable};
 use sha2::Digest as _;
 
@@ -31,7 +31,12 @@ pub(super) enum OrderError {
 
 impl From<CloudError> for OrderError {
     fn from(error: CloudError) -> Self {
-        if error.is_transient() { Self::Cloud(error) } else { Self::Unusable(error.to_string()) }
+        // What a new role may is known everywhere some seconds later only.
+        if error.is_transient() || error.kind == ErrorKind::Denied {
+            Self::Cloud(error)
+        } else {
+            Self::Unusable(error.to_string())
+        }
     }
 }
 
