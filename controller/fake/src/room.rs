@@ -106,6 +106,21 @@ impl World {
         self.bucket.overwrite("artifacts/latest.json", latest.to_string().into_bytes());
     }
 
+    /// Lets rooms that fell silent go on where they were.
+    pub fn wake_rooms(&mut self) {
+        let scans: Vec<_> = self
+            .built
+            .iter()
+            .flat_map(|(name, b)| b.scans.iter().map(|scan| (name.clone(), scan.clone())))
+            .collect();
+        for (stack, scan) in scans {
+            let Some(case) = self.case_of(&stack) else { continue };
+            let told = self.bucket.keys(&cleanroom_contract::events_prefix(&case, &scan)).len();
+            let seq = told as u64 + 1;
+            self.after(self.room.pace, Later::Room { stack, scan, seq });
+        }
+    }
+
     pub(crate) fn stack_events(&self, stack: &str) -> Answered<Vec<StackEvent>> {
         let built = self.built.values().find(|b| b.stack.name == stack || b.stack.id == stack);
         if let Some(built) = built {
@@ -224,11 +239,15 @@ impl World {
     fn finish_stack(&mut self, name: &str) {
         let Some(built) = self.built.get(name) else { return };
         let parameters = built.stack.parameters.clone();
+        // A copied snapshot does not tell its volume: the order does.
+        let key = parameters.get("OrderKey").cloned().unwrap_or_default();
+        let order = self.bucket.newest(&key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
+        let ordered = order.map(|order| order.volumes).unwrap_or_default();
         let snapshots: Vec<_> = (1..=24)
             .filter_map(|n| {
                 let given = parameters.get(&format!("Snapshot{n:02}"))?;
-                let snapshot = self.snapshots.iter().find(|s| s.id.as_str() == given)?;
-                Some((n, snapshot.volume.clone()))
+                let volume = ordered.iter().find(|v| v.snapshot.as_str() == given)?;
+                Some((n, volume.source.clone()))
             })
             .collect();
         let Ok(instance) = self.name("i-").parse::<InstanceId>() else { return };
@@ -247,7 +266,8 @@ impl World {
         for (n, source) in snapshots {
             let Ok(copy) = self.name("vol-").parse::<VolumeId>() else { return };
             if let Some(volume) = self.volumes.get(&source).cloned() {
-                let volume = cleanroom_cloud::Volume { id: copy.clone(), ..volume };
+                let attached = vec![(instance.clone(), format!("/dev/xvdb{n}"))];
+                let volume = cleanroom_cloud::Volume { id: copy.clone(), attached, ..volume };
                 self.volumes.insert(copy.clone(), volume);
             }
             outputs.insert(format!("Volume{n:02}"), copy.to_string());
@@ -259,8 +279,7 @@ impl World {
             built.volumes = volumes;
         }
         self.set_stack(name, StackState::Created, "CREATE_COMPLETE", None);
-        let order = parameters.get("OrderKey").cloned().unwrap_or_default();
-        self.take_up(name, &order);
+        self.take_up(name, &key);
     }
 
     fn bury(&mut self, name: &str) {
