@@ -134,7 +134,8 @@ async fn copies_under_the_case_s_key_are_what_is_examined() {
         named.map(|(_, id)| id.clone()).collect()
     });
     for id in used {
-        let key = cloud.with(|w| w.snapshots.iter().find(|s| s.id.as_str() == id).expect("it").key.clone());
+        let key = cloud
+            .with(|w| w.snapshots.iter().find(|s| s.id.as_str() == id).expect("it").key.clone());
         assert_ne!(key.as_deref(), Some(cleanroom_cloud_fake::AWS_MANAGED_KEY), "{id}");
     }
 }
@@ -386,7 +387,10 @@ async fn a_rescan_without_a_room_makes_one_and_one_of_an_idle_room_makes_another
 async fn a_rescan_that_was_cut_short_goes_on_with_its_own_order() {
     let cloud = FakeCloud::new(small());
     respond(&cloud, None).await;
-    cloud.fault(Fault::DieAfter, At::Matching("s3:PutObject cases/i-0123456789abcdef0-1/orders".to_owned(), 1));
+    cloud.fault(
+        Fault::DieAfter,
+        At::Matching("s3:PutObject cases/i-0123456789abcdef0-1/orders".to_owned(), 1),
+    );
     tokio::select! {
         ended = rescan(&cloud, &["a.yar"]) => panic!("it lives: {ended:?}"),
         () = cloud.died() => {}
@@ -497,7 +501,8 @@ async fn a_room_broken_at_any_call_reports_once_all_the_same() {
 async fn two_runs_at_once_share_one_room() {
     let cloud = FakeCloud::new(small());
     cloud.set_latency(Duration::from_millis(50));
-    let other = cloud.as_caller("arn:aws:sts::123456789012:assumed-role/cleanroom-controller/other");
+    let other =
+        cloud.as_caller("arn:aws:sts::123456789012:assumed-role/cleanroom-controller/other");
     let (one, two) = tokio::join!(respond(&cloud, None), respond(&other, None));
     assert!(one.reported.is_some() && two.reported.is_some(), "{one:#?} {two:#?}");
     assert_eq!(stacks(&cloud), 1);

@@ -11,8 +11,9 @@ use std::{
 use cleanroom_cloud::{
     AclEntry, AclId, AlertFinding, AllocationId, AttachedVolume, BucketPosture, Classic,
     ElasticAddress, EncryptionKey, Event, GroupId, Guards, Instance, InstanceState, Interface,
-    InterfaceId, Metadata, NetworkAcl, Profile, PublicImage, Quota, Retention, RolePolicy, Rule, ScalingGroup,
-    SecurityGroup, Target, TargetGroup, TargetGroupArn, TrailPosture, UserAccess, Volume, VpcId,
+    InterfaceId, Metadata, NetworkAcl, Profile, PublicImage, Quota, Retention, RolePolicy, Rule,
+    ScalingGroup, SecurityGroup, Target, TargetGroup, TargetGroupArn, TrailPosture, UserAccess,
+    Volume, VpcId,
 };
 use cleanroom_contract::{InstanceId, Timestamp, VolumeId};
 

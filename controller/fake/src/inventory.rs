@@ -10,7 +10,8 @@ use cleanroom_cloud::{
     AlertFinding, Association, Caller, Classic, EncryptionKey, Event, EventPage, EventQuery,
     GroupId, Guards, Image, Instance, InstanceQuery, InstanceState, Interface, InterfaceId,
     Inventory, Membership, NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy,
-    ScalingGroup, SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn, UserAccess, Volume, VpcId,
+    ScalingGroup, SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn,
+    UserAccess, Volume, VpcId,
 };
 use cleanroom_contract::{CaseId, InstanceId, VolumeId};
 

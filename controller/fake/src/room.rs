@@ -190,7 +190,8 @@ impl World {
 
     fn note_stack(&mut self, name: &str, resource: &str, status: &str, reason: Option<&str>) {
         let at = self.now();
-        let kind = if resource == name { "AWS::CloudFormation::Stack" } else { "AWS::EC2::Instance" };
+        let kind =
+            if resource == name { "AWS::CloudFormation::Stack" } else { "AWS::EC2::Instance" };
         if let Some(built) = self.built.get_mut(name) {
             built.events.push(StackEvent {
                 at,
@@ -220,10 +221,21 @@ impl World {
         match state {
             StackState::Creating => match self.room.fails.clone() {
                 Some((resource, why)) => {
-                    self.note_stack(&name, "Room", "CREATE_FAILED", Some("Resource creation cancelled"));
+                    self.note_stack(
+                        &name,
+                        "Room",
+                        "CREATE_FAILED",
+                        Some("Resource creation cancelled"),
+                    );
                     self.note_stack(&name, &resource, "CREATE_FAILED", Some(&why));
-                    let all = format!("The following resource(s) failed to create: [Room, {resource}].");
-                    self.set_stack(&name, StackState::RollingBack, "ROLLBACK_IN_PROGRESS", Some(&all));
+                    let all =
+                        format!("The following resource(s) failed to create: [Room, {resource}].");
+                    self.set_stack(
+                        &name,
+                        StackState::RollingBack,
+                        "ROLLBACK_IN_PROGRESS",
+                        Some(&all),
+                    );
                     self.after(self.room.deletion, Later::Stack(id.to_owned()));
                 }
                 None => self.finish_stack(&name),
@@ -241,7 +253,8 @@ impl World {
         let parameters = built.stack.parameters.clone();
         // A copied snapshot does not tell its volume: the order does.
         let key = parameters.get("OrderKey").cloned().unwrap_or_default();
-        let order = self.bucket.newest(&key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
+        let order =
+            self.bucket.newest(&key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
         let ordered = order.map(|order| order.volumes).unwrap_or_default();
         let snapshots: Vec<_> = (1..=24)
             .filter_map(|n| {
@@ -254,11 +267,8 @@ impl World {
         let Ok(root) = self.name("vol-").parse::<VolumeId>() else { return };
         let mut described = plain_instance(&instance, root);
         described.volumes.clear();
-        let guards = cleanroom_cloud::Guards {
-            termination: false,
-            stop: false,
-            shutdown_terminates: false,
-        };
+        let guards =
+            cleanroom_cloud::Guards { termination: false, stop: false, shutdown_terminates: false };
         let machine = Machine { instance: described, guards, cards: Vec::new(), user_data: None };
         self.machines.insert(instance.clone(), machine);
         let mut outputs = BTreeMap::from([("Instance".to_owned(), instance.to_string())]);
@@ -296,7 +306,8 @@ impl World {
 
     /// The room begins with an order, where it can be read.
     fn take_up(&mut self, name: &str, key: &str) {
-        let order = self.bucket.newest(key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
+        let order =
+            self.bucket.newest(key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
         let Some(order) = order else { return };
         let clock = self.clock;
         if let Some(built) = self.built.get_mut(name) {
@@ -326,7 +337,8 @@ impl World {
             return;
         }
         let key = cleanroom_contract::order_key(&case, scan);
-        let order = self.bucket.newest(&key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
+        let order =
+            self.bucket.newest(&key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
         let Some(order) = order else { return };
         let Some((news, ends)) = self.news(name, &order, seq) else { return };
         self.tell(&case, scan, seq, news);
@@ -412,9 +424,8 @@ impl World {
         let Some(case) = self.case_of(name).filter(|_| self.stands(name)) else { return };
         let Some(built) = self.built.get(name) else { return };
         let prefix = orders_prefix(&case);
-        let scan_of = |key: &String| {
-            key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok()
-        };
+        let scan_of =
+            |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok();
         let newest = built.scans.last().cloned();
         let keys = self.bucket.keys(&prefix);
         let next = keys.iter().find(|key| scan_of(key) > newest);
@@ -446,7 +457,15 @@ fn summary(order: &WorkOrder) -> Summary {
     for _ in &order.rules {
         findings.add(Severity::High);
     }
-    Summary { v: VersionOne, entries: 1000, files: 900, bytes: 4 << 20, findings, gaps: 2, complete: true }
+    Summary {
+        v: VersionOne,
+        entries: 1000,
+        files: 900,
+        bytes: 4 << 20,
+        findings,
+        gaps: 2,
+        complete: true,
+    }
 }
 
 fn sums(files: &[(String, Vec<u8>)]) -> String {

@@ -11,8 +11,9 @@ use std::{
 use cleanroom_cloud::{
     AccountId, AclId, AlertFinding, AllocationId, Association, BucketPosture, Classic,
     EncryptionKey, ErrorKind, Event, GroupId, Guards, Image, Instance, Interface, InterfaceId,
-    NetworkAcl, Notice, Profile, PublicImage, Quota, RoleName, Rule, ScalingGroup, SecurityGroup, Snapshot,
-    StackEvent, Target, TargetGroup, TargetGroupArn, TrailPosture, UserAccess, Volume, VpcId,
+    NetworkAcl, Notice, Profile, PublicImage, Quota, RoleName, Rule, ScalingGroup, SecurityGroup,
+    Snapshot, StackEvent, Target, TargetGroup, TargetGroupArn, TrailPosture, UserAccess, Volume,
+    VpcId,
 };
 use cleanroom_contract::{InstanceId, SnapshotId, Timestamp, VolumeId};
 

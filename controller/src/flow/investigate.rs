@@ -70,8 +70,7 @@ async fn work(case: &Case) -> Option<Reported> {
             return Some(known(case, scan, examined));
         }
         let mut heard = Heard::default();
-        let listening =
-            watch::listen(&*case.store, (&case.scene.case, scan), &mut heard).await;
+        let listening = watch::listen(&*case.store, (&case.scene.case, scan), &mut heard).await;
         match (listening, &heard.failed) {
             // A scan that failed is not waited for again: another is ordered.
             (Ok(_), Some(why)) => {
@@ -115,11 +114,7 @@ async fn fits(case: &Case, ordered: &Ordered) -> bool {
 /// What the log tells of a scan. Volumes that it lacked are short in every run, until another scan has them.
 fn known(case: &Case, scan: &ScanId, examined: &Examined) -> Reported {
     lacking(case, scan, &examined.missing, &examined.summary);
-    Reported {
-        scan: scan.clone(),
-        bundle: at(case, scan),
-        summary: examined.summary.clone(),
-    }
+    Reported { scan: scan.clone(), bundle: at(case, scan), summary: examined.summary.clone() }
 }
 
 fn at(case: &Case, scan: &ScanId) -> String {
@@ -189,8 +184,16 @@ async fn evidence(case: &Case) -> Option<BTreeMap<VolumeId, Snapshot>> {
         return None;
     }
     if snapshots.len() > MOST_VOLUMES {
-        let what = format!("{} of {} volumes are examined: a room takes no more", MOST_VOLUMES, snapshots.len());
-        short(case, what, "examine the others from their snapshots by hand, with cleanroom-agent scan");
+        let what = format!(
+            "{} of {} volumes are examined: a room takes no more",
+            MOST_VOLUMES,
+            snapshots.len()
+        );
+        short(
+            case,
+            what,
+            "examine the others from their snapshots by hand, with cleanroom-agent scan",
+        );
     }
     Some(snapshots)
 }
@@ -271,7 +274,8 @@ async fn launch(case: &Case, ordered: Ordered) -> Option<Ordered> {
     if let Some(name) = name {
         case.note(format!("the room's machine image is {image}, {}", printable(&name)));
     }
-    let keep = || artifacts::keep(&*case.store, "templates", "clean-room.yaml", room.template.as_bytes());
+    let keep =
+        || artifacts::keep(&*case.store, "templates", "clean-room.yaml", room.template.as_bytes());
     let template = match artifacts::patiently(keep).await {
         Ok(template) => template,
         Err(why) => {
@@ -281,8 +285,7 @@ async fn launch(case: &Case, ordered: Ordered) -> Option<Ordered> {
     };
     let (order_key, order_sha256) = (ordered.exhibit.key.clone(), ordered.exhibit.sha256);
     let order = ordered.order.clone();
-    let fittings =
-        Fittings { order, order_key, order_sha256, agent, tools, image, template };
+    let fittings = Fittings { order, order_key, order_sha256, agent, tools, image, template };
     let goal = Launch { fittings: Some(Box::new(fittings)) };
     if !ensure(case, &goal, Direction::Respond).await.whole {
         return None;
@@ -296,9 +299,9 @@ async fn joined(case: &Case, ours: Ordered) -> Option<Ordered> {
     let name = stack_name(&case.scene.case);
     let found = again(case.bounds.original, || case.scene.inventory.find_stack(&name)).await;
     let first = found.ok().flatten().and_then(|s| s.parameters.get("OrderKey").cloned());
-    let scan = first.as_deref().and_then(|key| {
-        key.rsplit('/').next()?.strip_suffix(".json")?.parse::<ScanId>().ok()
-    });
+    let scan = first
+        .as_deref()
+        .and_then(|key| key.rsplit('/').next()?.strip_suffix(".json")?.parse::<ScanId>().ok());
     let Some(scan) = scan.filter(|scan| *scan > ours.order.scan) else { return Some(ours) };
     match order::read(&*case.store, &case.scene.case, &scan).await {
         Ok(theirs) => Some(theirs),
@@ -322,10 +325,15 @@ async fn read_back(case: &Case, ordered: &Ordered, heard: &Heard) -> Option<Repo
         }
     };
     for name in &verified.unnamed {
-        case.note(format!("beside the bundle of scan {scan} is {name}, which its sums do not name"));
+        case.note(format!(
+            "beside the bundle of scan {scan} is {name}, which its sums do not name"
+        ));
     }
     if !heard.unexpected.is_empty() {
-        case.note(format!("the room of scan {scan} has disks that nobody ordered: {}", join(&heard.unexpected)));
+        case.note(format!(
+            "the room of scan {scan} has disks that nobody ordered: {}",
+            join(&heard.unexpected)
+        ));
     }
     if let Some(why) = &heard.untold {
         case.note(format!("the room of scan {scan} could not tell people: {why}"));
@@ -394,8 +402,7 @@ async fn never_seen(
     let examined = |source: &&VolumeId| {
         report.evidence.iter().any(|e| e.name == source.as_str() && e.kind != "unknown")
     };
-    let mut missing: Vec<_> =
-        ordered.filter(|s| !examined(s)).cloned().chain(said).collect();
+    let mut missing: Vec<_> = ordered.filter(|s| !examined(s)).cloned().chain(said).collect();
     missing.sort();
     missing.dedup();
     missing
@@ -416,18 +423,11 @@ pub fn counted(summary: &Summary) -> String {
 /// What people are told of a report: within what SNS takes, whatever the evidence holds.
 fn lines(reported: &Reported, report: &Report, shortfalls: &[Shortfall]) -> Vec<String> {
     let cut = |text: &str| text.chars().take(300).collect::<String>();
-    let mut lines = vec![
-        format!("report: {}report.html", reported.bundle),
-        counted(&reported.summary),
-    ];
+    let mut lines =
+        vec![format!("report: {}report.html", reported.bundle), counted(&reported.summary)];
     lines.extend(report.worst.iter().take(10).map(|finding| {
         let path = finding.path.as_ref().map(|path| path.path.as_str()).unwrap_or_default();
-        cut(&format!(
-            "{}: {} {}{path}",
-            finding.severity.as_str(),
-            finding.title,
-            finding.volume
-        ))
+        cut(&format!("{}: {} {}{path}", finding.severity.as_str(), finding.title, finding.volume))
     }));
     lines.extend(shortfalls.iter().take(20).map(|s| cut(&format!("NOT DONE: {}", s.what))));
     lines

@@ -43,7 +43,10 @@ pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
     let (case, _, _) = find::open(run, id).await?;
     let ordered = match under_way(&case).await {
         Some(ordered) => {
-            case.note(format!("scan {} is under way with the same files: it is joined", ordered.order.scan));
+            case.note(format!(
+                "scan {} is under way with the same files: it is joined",
+                ordered.order.scan
+            ));
             order::log(&case, &ordered).await;
             Some(ordered)
         }

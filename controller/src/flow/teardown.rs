@@ -140,15 +140,20 @@ pub async fn carry_out(proposal: Proposal) -> Result<TornDown, FlowError> {
     let mut whole = ensure(&case, &Remove, Direction::Respond).await.whole;
     if let Some(stack) = stack.filter(|stack| whole && stack.state != StackState::Deleting) {
         let copies = volumes(&stack);
-        match crate::engine::again(case.bounds.goal, || case.scene.inventory.volumes(&copies)).await {
+        match crate::engine::again(case.bounds.goal, || case.scene.inventory.volumes(&copies)).await
+        {
             Ok(there) if there.is_empty() => {}
             Ok(there) => {
                 whole = false;
                 let ids: Vec<_> = there.iter().map(|v| v.id.to_string()).collect();
                 case.short(Shortfall {
                     step: Step::CleanRoom,
-                    what: format!("copies of evidence are left although their stack is gone: {}", ids.join(", ")),
-                    advice: "delete these volumes by hand; the snapshots they were made from stay".to_owned(),
+                    what: format!(
+                        "copies of evidence are left although their stack is gone: {}",
+                        ids.join(", ")
+                    ),
+                    advice: "delete these volumes by hand; the snapshots they were made from stay"
+                        .to_owned(),
                 });
             }
             Err(why) => case.note(format!("whether its volumes are gone could not be read: {why}")),

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use cleanroom_cloud::{Change, Made};
-use cleanroom_contract::{
-    CaseId, InstanceId, ScanId, Sha256, Summary, Timestamp, VolumeId,
-};
+use cleanroom_contract::{CaseId, InstanceId, ScanId, Sha256, Summary, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::{

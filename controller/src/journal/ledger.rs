@@ -158,9 +158,12 @@ impl Ledger {
             Body::Reported { scan, exhibits, summary, missing } => {
                 let (exhibits, missing) = (exhibits.clone(), missing.clone());
                 let summary = (**summary).clone();
-                self.reports
-                    .entry(scan.clone())
-                    .or_insert(Examined { at, exhibits, summary, missing });
+                self.reports.entry(scan.clone()).or_insert(Examined {
+                    at,
+                    exhibits,
+                    summary,
+                    missing,
+                });
             }
             Body::TornDown { .. } => {}
             Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),

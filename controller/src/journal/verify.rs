@@ -65,8 +65,7 @@ async fn get_all(
     store: &dyn Store,
     keys: Vec<String>,
 ) -> Vec<cleanroom_cloud::Result<Option<Vec<u8>>>> {
-    let gets: Vec<_> =
-        keys.into_iter().map(|key| async move { store.get(&key).await }).collect();
+    let gets: Vec<_> = keys.into_iter().map(|key| async move { store.get(&key).await }).collect();
     stream::iter(gets).buffered(8).collect().await
 }
 

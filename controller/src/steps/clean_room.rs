@@ -13,8 +13,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
-    Change, ErrorKind, ImageId, InstanceState, Result, SnapshotState, Stack, StackEvent, StackState,
-    first_failure,
+    Change, ErrorKind, ImageId, InstanceState, Result, SnapshotState, Stack, StackEvent,
+    StackState, first_failure,
 };
 use cleanroom_contract::{CaseId, InstanceId, OrderedFile, Sha256, WorkOrder, printable};
 
@@ -32,11 +32,8 @@ pub const MOST_VOLUMES: usize = 24;
 /// its digest keeps two cases apart.
 #[must_use]
 pub fn stack_name(case: &CaseId) -> String {
-    let plain: String = case
-        .as_str()
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect();
+    let plain: String =
+        case.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     if plain == case.as_str() {
         return format!("cleanroom-{plain}");
     }
@@ -88,8 +85,9 @@ impl Goal for Launch {
         let name = stack_name(&scene.case);
         match scene.inventory.find_stack(&name).await? {
             None => create(scene, fittings, history).await,
-            Some(stack) if stack.tags.get("cleanroom:case").map(String::as_str)
-                != Some(scene.case.as_str()) =>
+            Some(stack)
+                if stack.tags.get("cleanroom:case").map(String::as_str)
+                    != Some(scene.case.as_str()) =>
             {
                 Ok(short(
                     format!("the stack {name} is there, and is not this case's"),
@@ -319,9 +317,10 @@ impl Goal for Remove {
                 "look whose it is".to_owned(),
             ));
         }
-        let begun = history.applied.iter().any(|change| {
-            matches!(change, Change::DeleteStack { id, .. } if *id == stack.id)
-        });
+        let begun = history
+            .applied
+            .iter()
+            .any(|change| matches!(change, Change::DeleteStack { id, .. } if *id == stack.id));
         match stack.state {
             StackState::Deleting => {
                 let what = format!("stack {name} to be deleted");

@@ -40,8 +40,8 @@ pub(crate) async fn patiently<T, F: Future<Output = Result<T>>>(
 /// When the store does not answer, or what is there names no artifacts.
 pub async fn latest(store: &dyn Store) -> std::result::Result<Option<Latest>, String> {
     let Some(bytes) = again(PATIENCE, || store.get(LATEST)).await? else { return Ok(None) };
-    let latest: Latest =
-        serde_json::from_slice(&bytes).map_err(|error| format!("{LATEST} can not be read: {error}"))?;
+    let latest: Latest = serde_json::from_slice(&bytes)
+        .map_err(|error| format!("{LATEST} can not be read: {error}"))?;
     // A key that is not the digest's own would let who may write the pointer name anything.
     for (folder, file) in [("agent", Some(&latest.agent)), ("tools", latest.tools.as_ref())] {
         if let Some(file) = file.filter(|f| f.key != key(folder, &f.sha256, &f.name)) {
@@ -78,7 +78,12 @@ pub fn key(folder: &str, sha256: &Sha256, name: &str) -> String {
 ///
 /// # Errors
 /// When the store does not take it, or holds something else under its digest.
-pub async fn keep(store: &dyn Store, folder: &str, name: &str, bytes: &[u8]) -> Result<OrderedFile> {
+pub async fn keep(
+    store: &dyn Store,
+    folder: &str,
+    name: &str,
+    bytes: &[u8],
+) -> Result<OrderedFile> {
     let sha256 = digest(bytes);
     let key = key(folder, &sha256, name);
     if store.create(&key, bytes.to_vec()).await? == Put::Exists {

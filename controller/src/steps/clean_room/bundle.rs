@@ -232,11 +232,17 @@ fn untrue(prefix: &str, heard: &Heard, found: &BTreeMap<String, Fetched>) -> Vec
     for file in heard.published.iter().flatten().take(1000) {
         let name = file.key.strip_prefix(prefix).unwrap_or_default();
         let Some(there) = found.get(name) else {
-            faults.push(format!("the room published {}, which is not in the list", printable(&file.key)));
+            faults.push(format!(
+                "the room published {}, which is not in the list",
+                printable(&file.key)
+            ));
             continue;
         };
         if (there.size, there.sha256) != (file.size, file.sha256) {
-            faults.push(format!("{name} is not what the room published: {} bytes, {}", there.size, there.sha256));
+            faults.push(format!(
+                "{name} is not what the room published: {} bytes, {}",
+                there.size, there.sha256
+            ));
         }
     }
     faults

@@ -37,9 +37,8 @@ pub struct Ordered {
 pub async fn newest(store: &dyn Store, case: &CaseId) -> Result<Option<Ordered>, String> {
     let prefix = orders_prefix(case);
     let keys = again(artifacts::PATIENCE, || store.list(&prefix, false)).await?;
-    let scan = |key: &String| {
-        key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok()
-    };
+    let scan =
+        |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok();
     match keys.iter().filter_map(scan).max() {
         Some(scan) => read(store, case, &scan).await.map(Some),
         None => Ok(None),
@@ -54,8 +53,8 @@ pub async fn read(store: &dyn Store, case: &CaseId, scan: &ScanId) -> Result<Ord
     let key = order_key(case, scan);
     let bytes = again(artifacts::PATIENCE, || store.get(&key)).await?;
     let bytes = bytes.ok_or_else(|| format!("{key} is not there"))?;
-    let order: WorkOrder =
-        serde_json::from_slice(&bytes).map_err(|error| format!("{key} can not be read: {error}"))?;
+    let order: WorkOrder = serde_json::from_slice(&bytes)
+        .map_err(|error| format!("{key} can not be read: {error}"))?;
     if order.case != *case || order.scan != *scan {
         return Err(format!("{key} is the order of scan {} of {}", order.scan, order.case));
     }
@@ -86,9 +85,8 @@ pub fn scan_id(case: &CaseId, nonce: &str, now: Timestamp) -> Option<ScanId> {
 #[must_use]
 pub fn volumes(scene: &Scene, snapshots: &BTreeMap<VolumeId, Snapshot>) -> Vec<OrderedVolume> {
     let instance = &scene.original.instance;
-    let device = |id: &VolumeId| {
-        instance.volumes.iter().find(|v| v.volume == *id).map(|v| v.device.clone())
-    };
+    let device =
+        |id: &VolumeId| instance.volumes.iter().find(|v| v.volume == *id).map(|v| v.device.clone());
     let ordered = |(id, snapshot): (&VolumeId, &Snapshot)| {
         let device = device(id);
         let root = device.is_some() && device == instance.root_device;

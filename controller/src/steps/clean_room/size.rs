@@ -82,8 +82,7 @@ mod tests {
             (&[1, 16_000], ("m6i.8xlarge", 3_000, 596, 300)),
         ] {
             let size = decide_room(volumes);
-            let told =
-                (size.instance_type, size.iops, size.throughput, size.initialization_rate);
+            let told = (size.instance_type, size.iops, size.throughput, size.initialization_rate);
             assert_eq!(told, expected, "{volumes:?}");
         }
     }

@@ -55,7 +55,9 @@ impl Heard {
     fn take(&mut self, case: &CaseId, scan: &ScanId, bytes: &[u8]) {
         self.seq += 1;
         let event = match serde_json::from_slice::<RoomEvent>(bytes) {
-            Ok(event) if event.case == *case && event.scan == *scan && event.seq == self.seq => event,
+            Ok(event) if event.case == *case && event.scan == *scan && event.seq == self.seq => {
+                event
+            }
             Ok(_) => return self.note_odd("is of another scan or number"),
             Err(_) => return self.note_odd("can not be read"),
         };
@@ -180,12 +182,7 @@ fn patience(gib: u64) -> Duration {
 }
 
 /// Waits until the scan has ended, telling its progress.
-pub async fn until_told(
-    case: &Case,
-    scan: &ScanId,
-    gib: u64,
-    heard: &mut Heard,
-) -> Told {
+pub async fn until_told(case: &Case, scan: &ScanId, gib: u64, heard: &mut Heard) -> Told {
     let (began, bounds) = (Instant::now(), &case.bounds);
     let mut last = began;
     let mut pause = Duration::from_millis(500).min(bounds.poll);
@@ -281,7 +278,10 @@ mod tests {
         let agent = "cleanroom-agent 0.1.0".to_owned();
         let started = RoomNews::Started { agent, agent_sha256: None, attempt: 2 };
         heard.take(&case, &scan, &event(2, started));
-        assert_eq!((heard.failed, heard.newest.as_str()), (None, "cleanroom-agent 0.1.0 runs, attempt 2"));
+        assert_eq!(
+            (heard.failed, heard.newest.as_str()),
+            (None, "cleanroom-agent 0.1.0 runs, attempt 2")
+        );
     }
 
     #[test]
