@@ -228,7 +228,10 @@ async fn one(
 }
 
 /// The size and digest of a file; none where there is none.
-fn digest_of(path: &Path) -> Result<Option<(u64, Sha256)>, FetchError> {
+///
+/// # Errors
+/// When it can not be read.
+pub fn digest_of(path: &Path) -> Result<Option<(u64, Sha256)>, FetchError> {
     let mut file = match fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
