@@ -227,7 +227,7 @@ pub(super) async fn examine(case: &Case, ordered: Ordered) -> Option<Reported> {
         Told::Published => read_back(case, &ordered, &heard).await,
         Told::Failed(why) => {
             let what = format!("scan {scan} failed: {why}");
-            let advice = "look into the room (README, Getting in) or at its log; run respond again: it orders another scan";
+            let advice = "look into the room with Session Manager; run respond again: it orders another scan";
             not_reported(case, scan, what, advice).await
         }
         Told::Silent(why) => {
