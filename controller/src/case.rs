@@ -10,7 +10,7 @@ use std::{
 };
 
 use cleanroom_cloud::{
-    Caller, Change, Cloud, Facts, Hands, Inventory, Notices, Store, Target, TargetGroup,
+    Caller, Change, Cloud, Facts, Hands, Inventory, Notices, Posture, Store, Target, TargetGroup,
     TargetGroupArn,
 };
 use cleanroom_contract::{CaseId, InstanceId, Timestamp};
@@ -160,8 +160,6 @@ pub struct Bounds {
     pub open: Duration,
     /// Between two looks at something that takes its time.
     pub poll: Duration,
-    /// For a clean room's stack to be made.
-    pub launch: Duration,
     /// How long a clean room may tell nothing before it counts as silent. It boots and attaches volumes within it.
     pub silence: Duration,
 }
@@ -178,7 +176,6 @@ impl Default for Bounds {
             address_settle: Duration::from_secs(3),
             open: Duration::from_millis(200),
             poll: Duration::from_secs(5),
-            launch: Duration::from_secs(45 * 60),
             silence: Duration::from_secs(20 * 60),
         }
     }
@@ -386,6 +383,8 @@ pub struct Case {
     pub notices: Arc<dyn Notices>,
     /// What is recorded as the cloud tells it.
     pub facts: Arc<dyn Facts>,
+    /// How the account is set up.
+    pub posture: Arc<dyn Posture>,
     /// The evidence bucket.
     pub store: Arc<dyn Store>,
     /// The custody log.

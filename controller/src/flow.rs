@@ -272,6 +272,7 @@ pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
         hands: run.cloud.hands.clone(),
         notices: run.cloud.notices.clone(),
         facts: run.cloud.facts.clone(),
+        posture: run.cloud.posture.clone(),
         store: run.cloud.store.clone(),
         journal,
         bounds: run.bounds.clone(),

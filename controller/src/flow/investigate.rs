@@ -283,14 +283,52 @@ async fn launch(case: &Case, ordered: Ordered) -> Option<Ordered> {
             return None;
         }
     };
+    let key = match &case.scene.policy.key {
+        None => None,
+        Some(key) => match again(case.bounds.original, || case.scene.inventory.key(key)).await {
+            Ok(known) => Some(known.arn),
+            Err(why) => {
+                let advice =
+                    "look at the case's key and the right to use it, and run respond again";
+                short(
+                    case,
+                    format!("no clean room: its key {key} could not be read: {why}"),
+                    advice,
+                );
+                return None;
+            }
+        },
+    };
+    let bucket_key = bucket_key(case).await;
     let (order_key, order_sha256) = (ordered.exhibit.key.clone(), ordered.exhibit.sha256);
     let order = ordered.order.clone();
-    let fittings = Fittings { order, order_key, order_sha256, agent, tools, image, template };
+    let fittings =
+        Fittings { order, order_key, order_sha256, agent, tools, image, template, key, bucket_key };
     let goal = Launch { fittings: Some(Box::new(fittings)) };
     if !ensure(case, &goal, Direction::Respond).await.whole {
         return None;
     }
     joined(case, ordered).await
+}
+
+/// The key of the bucket, which the room must be let use: where it is a customer's. One that can not be read is noted: a room
+/// that can not read its order is silent.
+async fn bucket_key(case: &Case) -> Option<String> {
+    let key = match again(case.bounds.original, || case.posture.bucket()).await {
+        Ok(bucket) => bucket.key.filter(|key| !super::preflight::is_default_key(key))?,
+        Err(why) => {
+            case.note(format!("which key the bucket encrypts with could not be read: {why}"));
+            return None;
+        }
+    };
+    match again(case.bounds.original, || case.scene.inventory.key(&key)).await {
+        Ok(known) if known.aws_managed => None,
+        Ok(known) => Some(known.arn),
+        Err(why) => {
+            case.note(format!("the bucket's key {key} could not be read: {why}"));
+            key.starts_with("arn:").then_some(key)
+        }
+    }
 }
 
 /// Two runs that begin at the same time write an order each, and one room stands. It begins with the order that it was made

@@ -6,6 +6,8 @@
 mod bucket;
 mod policy;
 
+pub(super) use self::bucket::is_default_key;
+
 use cleanroom_cloud::{
     Caller, Cloud, CloudError, EncryptionKey, ErrorKind, Permission, Quota, TrailPosture,
 };

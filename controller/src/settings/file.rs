@@ -110,12 +110,11 @@ pub(crate) struct BoundsInSeconds {
     open: Option<f64>,
     poll: Option<f64>,
     call: Option<f64>,
-    launch: Option<f64>,
     silence: Option<f64>,
 }
 
 impl BoundsInSeconds {
-    fn all(&self) -> [(&'static str, Option<f64>); 11] {
+    fn all(&self) -> [(&'static str, Option<f64>); 10] {
         [
             ("custody", self.custody),
             ("original", self.original),
@@ -126,7 +125,6 @@ impl BoundsInSeconds {
             ("open", self.open),
             ("poll", self.poll),
             ("call", self.call),
-            ("launch", self.launch),
             ("silence", self.silence),
         ]
     }
@@ -156,7 +154,6 @@ impl BoundsInSeconds {
             open: or(self.open, default.open),
             poll: or(self.poll, default.poll),
             call: or(self.call, default.call),
-            launch: or(self.launch, default.launch),
             silence: or(self.silence, default.silence),
         }
     }

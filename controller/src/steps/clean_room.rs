@@ -28,6 +28,9 @@ use crate::{
 /// How many volumes a room takes: what is left of 28 attachments beside its root and interface, less some to spare.
 pub const MOST_VOLUMES: usize = 24;
 
+/// How long a stack may take to be made, rolled back or deleted: CloudFormation itself gives up making it a little earlier.
+const MADE_WITHIN: Duration = Duration::from_secs(50 * 60);
+
 /// The name of a case's stack. CloudFormation takes letters, digits and hyphens only: where a case's name has others, part of
 /// its digest keeps two cases apart.
 #[must_use]
@@ -58,6 +61,10 @@ pub struct Fittings {
     pub image: ImageId,
     /// The template.
     pub template: OrderedFile,
+    /// The ARN of the key of the room's disks, where the case has one.
+    pub key: Option<String>,
+    /// The ARN of the bucket's key, where that is a customer's.
+    pub bucket_key: Option<String>,
 }
 
 /// The stack is made. Without a work order there is nothing to reach: the flow orders first.
@@ -162,8 +169,7 @@ fn token(what: &str, scene: &Scene) -> String {
 /// The stack's parameters: `cloudformation/clean-room.yaml` says what each is.
 #[must_use]
 pub fn parameters(scene: &Scene, fittings: &Fittings) -> BTreeMap<String, String> {
-    let (policy, order) = (&scene.policy, &fittings.order);
-    let room = &policy.room;
+    let (room, order) = (&scene.policy.room, &fittings.order);
     let sizes: Vec<_> = order.volumes.iter().map(|volume| volume.gib).collect();
     let size = decide_room(&sizes);
     let or_none = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -185,7 +191,9 @@ pub fn parameters(scene: &Scene, fittings: &Fittings) -> BTreeMap<String, String
             ("Iops", size.iops.to_string()),
             ("Throughput", size.throughput.to_string()),
             ("InitializationRate", size.initialization_rate.to_string()),
-            ("KmsKey", or_none(&policy.key)),
+            ("RootGib", size.root_gib.to_string()),
+            ("KmsKey", or_none(&fittings.key)),
+            ("BucketKey", or_none(&fittings.bucket_key)),
             ("IdleSeconds", room.idle_seconds.to_string()),
             ("Zone", room.zone.clone().unwrap_or_else(|| scene.original.instance.zone.clone())),
             ("Vpc", or_none(&room.vpc)),
@@ -205,17 +213,16 @@ pub fn parameters(scene: &Scene, fittings: &Fittings) -> BTreeMap<String, String
 /// There is a stack: it is joined, waited for, or deleted where it failed before this run or its room has ended.
 async fn there(scene: &Scene, stack: &Stack, history: &History) -> Result<Assessment> {
     let mut seen = Assessment::default();
-    let bound = Duration::from_secs(45 * 60);
     match stack.state {
         StackState::Creating | StackState::RollingBack => {
             let events = scene.inventory.stack_events(&stack.id).await?;
             let failing = stack.state == StackState::RollingBack;
             let doing = if failing { "to be rolled back" } else { "to be made" };
             let newest = events.last().map(told).unwrap_or_default();
-            seen.waiting = Some((format!("stack {} {doing}: {newest}", stack.name), bound));
+            seen.waiting = Some((format!("stack {} {doing}: {newest}", stack.name), MADE_WITHIN));
         }
         StackState::Deleting => {
-            seen.waiting = Some((format!("stack {} to be deleted", stack.name), bound));
+            seen.waiting = Some((format!("stack {} to be deleted", stack.name), MADE_WITHIN));
         }
         StackState::Created => {
             if let Some(over) = over(scene, stack).await? {
@@ -324,7 +331,7 @@ impl Goal for Remove {
         match stack.state {
             StackState::Deleting => {
                 let what = format!("stack {name} to be deleted");
-                seen.waiting = Some((what, Duration::from_secs(45 * 60)));
+                seen.waiting = Some((what, MADE_WITHIN));
             }
             StackState::DeleteFailed if begun => {
                 let events = scene.inventory.stack_events(&stack.id).await?;

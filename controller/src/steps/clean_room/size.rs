@@ -7,6 +7,8 @@ pub struct RoomSize {
     pub instance_type: &'static str,
     /// The volumes' type.
     pub volume_type: &'static str,
+    /// GiB of the room's own disk, where the bundle is made.
+    pub root_gib: u64,
     /// I/O operations a second of each volume.
     pub iops: u32,
     /// MiB a second of each volume.
@@ -40,6 +42,9 @@ const FILLING_ALL: u32 = 5_000;
 /// Seconds within which a volume should be filled, where the rate allows it.
 const FILLED_WITHIN: u64 = 600;
 
+/// GiB of the room's own disk: what the system and a small bundle take, and one for each so many GiB of evidence.
+const ROOT: (u64, u64, u64) = (64, 32, 1_024);
+
 /// Decides how large a room is, by the sizes of its volumes in GiB.
 #[must_use]
 pub fn decide_room(volumes: &[u32]) -> RoomSize {
@@ -58,7 +63,8 @@ pub fn decide_room(volumes: &[u32]) -> RoomSize {
     let throughput = share.min(iops / 4);
     let wanted = u32::try_from((largest * 1024).div_ceil(FILLED_WITHIN)).unwrap_or(u32::MAX);
     let initialization_rate = wanted.clamp(FILLING.0, FILLING.1).min(FILLING_ALL / count);
-    RoomSize { instance_type, volume_type: "gp3", iops, throughput, initialization_rate }
+    let root_gib = (ROOT.0 + total / ROOT.1).min(ROOT.2);
+    RoomSize { instance_type, volume_type: "gp3", root_gib, iops, throughput, initialization_rate }
 }
 
 #[cfg(test)]
@@ -84,6 +90,13 @@ mod tests {
             let size = decide_room(volumes);
             let told = (size.instance_type, size.iops, size.throughput, size.initialization_rate);
             assert_eq!(told, expected, "{volumes:?}");
+        }
+    }
+
+    #[test]
+    fn the_room_s_own_disk_grows_with_the_evidence_up_to_a_bound() {
+        for (volumes, expected) in [(&[8][..], 64), (&[3_200], 164), (&[16_384; 24], 1_024)] {
+            assert_eq!(decide_room(volumes).root_gib, expected, "{volumes:?}");
         }
     }
 
