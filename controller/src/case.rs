@@ -10,7 +10,7 @@ use std::{
 };
 
 use cleanroom_cloud::{
-    Caller, Change, Cloud, Facts, Hands, Inventory, Notices, Store, Target, TargetGroup,
+    Caller, Change, Cloud, Facts, Hands, Inventory, Notices, Posture, Store, Target, TargetGroup,
     TargetGroupArn,
 };
 use cleanroom_contract::{CaseId, InstanceId, Timestamp};
@@ -21,6 +21,7 @@ use crate::{
     journal::Journal,
     original::Original,
     progress::{Event, Progress},
+    room::RoomPolicy,
 };
 
 /// A step of the response: one word everywhere, in files, logs, tags and on the command line.
@@ -37,11 +38,12 @@ pub enum Step {
     Tag,
     Record,
     Notify,
+    CleanRoom,
 }
 
 impl Step {
     /// All steps, in the order in which a response begins them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Verify,
         Self::Protect,
         Self::Detach,
@@ -51,6 +53,7 @@ impl Step {
         Self::Tag,
         Self::Record,
         Self::Notify,
+        Self::CleanRoom,
     ];
 
     /// Its name.
@@ -66,6 +69,7 @@ impl Step {
             Self::Tag => "tag",
             Self::Record => "record",
             Self::Notify => "notify",
+            Self::CleanRoom => "clean_room",
         }
     }
 }
@@ -114,6 +118,8 @@ pub struct Policy {
     pub require_custody: bool,
     /// Pages of CloudTrail events to read for each question, of 50 events.
     pub event_pages: usize,
+    /// What the clean room is made of, and what it looks for.
+    pub room: RoomPolicy,
 }
 
 impl Default for Policy {
@@ -128,6 +134,7 @@ impl Default for Policy {
             acl: false,
             require_custody: false,
             event_pages: 20,
+            room: RoomPolicy::default(),
         }
     }
 }
@@ -153,6 +160,8 @@ pub struct Bounds {
     pub open: Duration,
     /// Between two looks at something that takes its time.
     pub poll: Duration,
+    /// How long a clean room may tell nothing before it counts as silent. It boots and attaches volumes within it.
+    pub silence: Duration,
 }
 
 impl Default for Bounds {
@@ -167,9 +176,14 @@ impl Default for Bounds {
             address_settle: Duration::from_secs(3),
             open: Duration::from_millis(200),
             poll: Duration::from_secs(5),
+            silence: Duration::from_secs(20 * 60),
         }
     }
 }
+
+/// What a clean room with a VPC of its own takes of [`Shared::rooms`]: an account has five VPCs a Region by default, and
+/// one is there already.
+pub const OWN_VPC: u32 = 16;
 
 /// What the cases of one run share.
 #[derive(Debug)]
@@ -184,6 +198,8 @@ pub struct Shared {
     pub records: Semaphore,
     /// At most a few interfaces are open at a time.
     pub open: Semaphore,
+    /// Clean rooms at a time: each that has a VPC of its own takes [`OWN_VPC`] of these.
+    pub rooms: Semaphore,
     /// Flush units that were begun: each ends before the process may.
     pub units: std::sync::Mutex<tokio::task::JoinSet<()>>,
     /// VPCs whose forensic group this run has prepared.
@@ -210,6 +226,7 @@ impl Shared {
             target_groups: OnceCell::new(),
             targets: std::sync::Mutex::default(),
             open: Semaphore::new(8),
+            rooms: Semaphore::new(64),
             units: std::sync::Mutex::default(),
             prepared: Mutex::default(),
             roles: Mutex::default(),
@@ -366,6 +383,8 @@ pub struct Case {
     pub notices: Arc<dyn Notices>,
     /// What is recorded as the cloud tells it.
     pub facts: Arc<dyn Facts>,
+    /// How the account is set up.
+    pub posture: Arc<dyn Posture>,
     /// The evidence bucket.
     pub store: Arc<dyn Store>,
     /// The custody log.

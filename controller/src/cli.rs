@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use cleanroom_contract::CaseId;
+use cleanroom_contract::{CaseId, ScanId, Sha256};
 use cleanroom_controller::{case::Step, steps::revoke::principal::Principal};
 
 /// Contains EC2 instances and preserves their evidence: cut off and read back within seconds, every volume
@@ -26,7 +26,9 @@ Exit status:
   0    complete
   1    failed or refused: at least one instance or case was not acted on
   2    the command line, the ids file or a setting is wrong; nothing was changed
-  3    contained in part, or with shortfalls
+  3    contained in part, or with shortfalls; a report that lacks something.
+       Without an agent in the bucket there is no report: that is a note, and a
+       shortfall only where clean_room was asked for by --only or --until
        status: a case is open, partial or drifted
        preflight: something is missing
        custody verify: the log is not what was written
@@ -104,6 +106,22 @@ pub(crate) enum Command {
         /// Only this one, released or not.
         case: Option<CaseId>,
     },
+    /// Show what the newest report of a case says.
+    Report {
+        /// The case.
+        case: CaseId,
+        /// The scan [default: the newest that published].
+        #[arg(long, value_name = "SCAN")]
+        scan: Option<ScanId>,
+    },
+    /// Bring a bundle here and compare every byte with its sums; run again, it goes on.
+    Fetch(Fetch),
+    /// Examine a case's snapshots again, with other rules.
+    Rescan(Box<Rescan>),
+    /// Delete a case's clean room; snapshots, records, bundles and the custody log stay.
+    Teardown(Teardown),
+    /// Put the programs of a clean room into the bucket.
+    Deploy(Deploy),
     /// List the cases of this account and Region.
     Cases,
     /// The custody log.
@@ -210,6 +228,91 @@ pub(crate) struct Evidence {
     pub kms_key: Option<String>,
 }
 
+/// What the clean room is made of, and what it looks for.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Clean room")]
+pub(crate) struct Room {
+    /// YARA rules: a file, or a folder of them. May be given several times.
+    #[arg(long, value_name = "PATH")]
+    pub rules: Vec<PathBuf>,
+
+    /// Indicator lists: a file, or a folder of them. May be given several times.
+    #[arg(long, value_name = "PATH")]
+    pub indicators: Vec<PathBuf>,
+
+    /// The agent in the bucket [default: the newest that was deployed].
+    #[arg(long, value_name = "KEY@sha256=DIGEST", value_parser = agent)]
+    pub agent: Option<Agent>,
+
+    /// AMI of the room [default: Amazon's newest Amazon Linux 2023].
+    #[arg(long, value_name = "AMI")]
+    pub image_id: Option<String>,
+
+    /// Role in which CloudFormation makes the room [default: with the caller's own rights].
+    #[arg(long, value_name = "ARN")]
+    pub room_role: Option<String>,
+}
+
+/// A file in the bucket, by its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Agent {
+    pub key: String,
+    pub sha256: Sha256,
+}
+
+pub(crate) fn agent(text: &str) -> Result<Agent, String> {
+    let (key, sha256) = text
+        .rsplit_once("@sha256=")
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or("give the key and the digest: agent/…/cleanroom-agent@sha256=…")?;
+    let sha256 = sha256.parse().map_err(|error| format!("{error}"))?;
+    Ok(Agent { key: key.to_owned(), sha256 })
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fetch {
+    /// The case.
+    pub case: CaseId,
+
+    /// The scan [default: the newest that published].
+    #[arg(long, value_name = "SCAN")]
+    pub scan: Option<ScanId>,
+
+    /// The folder [default: ./CASE-SCAN].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rescan {
+    /// The case.
+    pub case: CaseId,
+
+    #[command(flatten)]
+    pub room: Room,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Teardown {
+    /// The case.
+    pub case: CaseId,
+
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Deploy {
+    /// Folder with cleanroom-agent, and with SHA256SUMS where its digest is to be compared.
+    #[arg(long, value_name = "DIR")]
+    pub artifacts: PathBuf,
+
+    /// Offline bundle of tools for investigators, which rooms unpack.
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     #[command(flatten)]
@@ -220,6 +323,9 @@ pub(crate) struct Plan {
 
     #[command(flatten)]
     pub evidence: Evidence,
+
+    #[command(flatten)]
+    pub room: Room,
 }
 
 #[derive(Debug, Args)]
@@ -236,6 +342,9 @@ pub(crate) struct Respond {
 
     #[command(flatten)]
     pub evidence: Evidence,
+
+    #[command(flatten)]
+    pub room: Room,
 
     /// Instances on the way to being contained at a time; snapshots and what else follows keep nobody waiting.
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
@@ -299,7 +408,7 @@ impl Steps {
     /// # Errors
     /// When nothing but verify is.
     pub(crate) fn chosen(&self) -> Result<BTreeSet<Step>, String> {
-        let last = self.until.unwrap_or(Step::Notify);
+        let last = self.until.unwrap_or(Step::CleanRoom);
         let within = Step::ALL.iter().take_while(|step| **step != last).chain([&last]);
         let wanted = |step: &Step| self.only.is_empty() || self.only.contains(step);
         let mut steps: BTreeSet<Step> =
@@ -315,6 +424,13 @@ impl Steps {
         }
         steps.insert(Step::Verify);
         Ok(steps)
+    }
+}
+
+impl Steps {
+    /// Whether the clean room was asked for by name.
+    pub(crate) fn asks_for_a_room(&self) -> bool {
+        self.only.contains(&Step::CleanRoom) || self.until == Some(Step::CleanRoom)
     }
 }
 
@@ -363,6 +479,13 @@ mod tests {
             "release case/1",
             "revoke --principal web",
             "status a b",
+            "fetch",
+            "fetch c-1 --scan 2026",
+            "deploy",
+            "rescan ../x",
+            "teardown",
+            "respond i-0123456789abcdef0 --agent agent/x",
+            "respond i-0123456789abcdef0 --agent agent/x@sha256=12",
         ] {
             let words = std::iter::once("cleanroom").chain(line.split(' '));
             let error = Cli::try_parse_from(words).expect_err(line);

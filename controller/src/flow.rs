@@ -4,13 +4,17 @@
 //! returned, each within its bound. Everything else runs beside it or after. Nothing here undoes anything.
 
 pub mod close;
+pub mod fetch;
 pub mod find;
+pub mod investigate;
 pub mod plan;
 pub mod preflight;
 pub mod recover;
 pub mod release;
 mod report;
+pub mod rescan;
 pub mod status;
+pub mod teardown;
 
 use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
@@ -19,7 +23,7 @@ use cleanroom_contract::CaseId;
 use futures_util::future::join_all;
 use tokio::{task::JoinHandle, time::timeout};
 
-pub use self::report::Report;
+pub use self::{investigate::Reported, report::Report};
 use crate::{
     case::{Case, Goal, Run, Scene, Shortfall, Step, lock},
     claim::{self, ClaimError, Claimer},
@@ -93,8 +97,10 @@ pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> 
     let (contained, take) = contain(&case, run).await;
     drop(slot);
     let (contained, preserved) = finish(&case, run, contained, (opening, take)).await;
+    let reported = when(&case, Step::CleanRoom, investigated(&case, run)).await.flatten();
     let waiting = record::catch_up(&case).await + case.journal.catch_up().await;
-    Ok(report::Report::of(&case, &how, (contained, preserved), waiting).await)
+    let ended = report::Came { contained, preserved, reported };
+    Ok(report::Report::of(&case, &how, ended, waiting).await)
 }
 
 /// How far a clock may be off before times in the log are not to be relied on.
@@ -266,6 +272,7 @@ pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
         hands: run.cloud.hands.clone(),
         notices: run.cloud.notices.clone(),
         facts: run.cloud.facts.clone(),
+        posture: run.cloud.posture.clone(),
         store: run.cloud.store.clone(),
         journal,
         bounds: run.bounds.clone(),
@@ -562,6 +569,20 @@ async fn preserve(case: &Case, run: &Run, take: Task) -> Option<f64> {
     Some(seconds)
 }
 
+/// Has the snapshots examined, once everything else is done: a scan takes hours, and how the case stands is in the log before.
+async fn investigated(case: &Case, run: &Run) -> Option<Reported> {
+    let reported = investigate::investigate(case).await;
+    if reported.is_some() {
+        case.progress.tell(Event::Milestone {
+            instance: case.scene.instance.clone(),
+            name: Milestone::Reported.as_str(),
+            seconds: run.started.elapsed().as_secs_f64(),
+        });
+    }
+    note_short(case).await;
+    reported
+}
+
 /// What people are told beside a milestone.
 fn lines(case: &Case) -> Vec<String> {
     let mut lines: Vec<_> =
@@ -589,6 +610,23 @@ async fn end(case: &Case) {
                 .to_owned(),
         });
     }
+    // With a room still to come, its shortfalls of the last run hold until it has ended again.
+    if !case.does(Step::CleanRoom) {
+        note_short(case).await;
+        return;
+    }
+    let ledger = case.journal.ledger().await;
+    let of_the_room: Vec<_> =
+        ledger.shortfalls.iter().filter(|s| s.step == Step::CleanRoom).cloned().collect();
+    let mut shortfalls = lock(&case.shortfalls).clone();
+    shortfalls.extend(of_the_room);
+    if ledger.shortfalls != shortfalls {
+        case.journal.append(None, Body::Short { shortfalls }).await;
+    }
+}
+
+/// Logs what is short, where that has changed.
+async fn note_short(case: &Case) {
     let shortfalls = lock(&case.shortfalls).clone();
     if case.journal.ledger().await.shortfalls != shortfalls {
         case.journal.append(None, Body::Short { shortfalls }).await;

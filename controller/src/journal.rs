@@ -26,7 +26,10 @@ use sha2::Digest as _;
 use tokio::sync::Mutex;
 
 use self::event::{Body, CustodyEvent, Entry};
-pub use self::{ledger::Ledger, spool::Spool};
+pub use self::{
+    ledger::{Examined, Ledger},
+    spool::Spool,
+};
 use crate::case::{Clock, Step, lock};
 
 /// A log that could not be read.

@@ -11,4 +11,5 @@ pub mod flow;
 pub mod journal;
 pub mod original;
 pub mod progress;
+pub mod room;
 pub mod steps;

@@ -10,6 +10,7 @@ mod hint;
 mod release;
 mod respond;
 mod revoke;
+mod room;
 mod session;
 mod signals;
 mod targets;
@@ -65,6 +66,11 @@ async fn command(cli: Cli, started: tokio::time::Instant) -> anyhow::Result<u8> 
         Command::Plan(plan) => account::plan(&opening, &plan, shape).await,
         Command::Respond(args) => respond::respond(&opening, &args, shape).await,
         Command::Status { case } => cases::status(&opening, case.as_ref(), shape).await,
+        Command::Report { case, scan } => room::report(&opening, &case, scan.as_ref(), shape).await,
+        Command::Fetch(args) => room::fetch(&opening, &args, shape).await,
+        Command::Rescan(args) => room::rescan(&opening, &args, shape).await,
+        Command::Teardown(args) => room::teardown(&opening, &args, shape).await,
+        Command::Deploy(args) => room::deploy(&opening, &args, shape).await,
         Command::Cases => cases::list(&opening, shape).await,
         Command::Custody(Custody::Verify { case }) => cases::verify(&opening, &case, shape).await,
         Command::Release(args) => release::release(&opening, &args, shape).await,

@@ -260,6 +260,7 @@ pub(crate) fn policy(
         acl: evidence.nacl || file.nacl.unwrap_or(false),
         require_custody: evidence.require_custody,
         event_pages: default.event_pages,
+        room: default.room,
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Each goal looks and decides; [`engine`](crate::engine) does the rest. Talks to ports only.
 
+pub mod clean_room;
 pub mod detach;
 pub mod isolate;
 pub mod notify;
@@ -35,5 +36,6 @@ pub fn goals() -> Vec<&'static dyn Goal> {
         &revoke::Deny,
         &revoke::Endpoint,
         &tag::Labels,
+        &clean_room::UNORDERED,
     ]
 }

@@ -33,7 +33,8 @@ const STEPS: &[(&str, &str)] = &[
     ("revoke", ""),
     ("tag", ""),
     ("record", "everything that AWS knows of the instance, answer by answer, each with its digest"),
-    ("notify", "tells the team: contained, preserved, failed, released"),
+    ("notify", "tells the team: contained, preserved, failed, released, reported, unreported"),
+    ("clean_room", ""),
     ("release", "what was recorded, put back on a person's word; the steps' own calls besides"),
     ("preflight", "whether the account is ready; the other steps' looking calls besides"),
 ];
@@ -65,6 +66,11 @@ const GOALS: &[(&str, &str, &str)] = &[
     ("revoke", "deny", "its role's credentials are denied from this instance"),
     ("revoke", "endpoint", "the metadata endpoint is off"),
     ("tag", "labels", "the case's name is on the instance, its interfaces and volumes"),
+    (
+        "clean_room",
+        "launch",
+        "a stack with a volume from each snapshot; its scan is awaited, and the bundle read back byte for byte",
+    ),
 ];
 
 /// A file of the repository.
@@ -264,7 +270,7 @@ fn every_shell_completes_every_command() {
         for word in commands.iter().flatten() {
             assert!(script.contains(word.as_str()), "{shell}: {word}");
         }
-        for flag in ["require-custody", "kms-key", "principal"] {
+        for flag in ["require-custody", "kms-key", "principal", "room-role", "artifacts"] {
             assert!(script.contains(flag), "{shell}: {flag}");
         }
     }

@@ -9,6 +9,7 @@ mod measure;
 mod preflight;
 mod recover;
 mod release;
+mod room;
 mod rules;
 mod support;
 mod times;

@@ -26,7 +26,7 @@ use crate::{
     clients::Clients,
     ec2::instances,
     error::{bad_answer, fail},
-    iam, scaling,
+    iam, scaling, stacks,
 };
 
 #[async_trait]
@@ -88,6 +88,7 @@ async fn carry_out(clients: &Clients, ec2: &Client, change: &Change) -> Result<M
         C::AssociateProfile { instance, profile } => {
             associate_profile(clients, ec2, instance, profile).await
         }
+        C::CreateStack { .. } | C::DeleteStack { .. } => stacks::apply(clients, change).await,
         C::PutTags { resource, tags } => put_tags(ec2, resource, tags).await,
         C::RemoveTags { resource, keys } => {
             let keys = keys.iter().map(|key| Tag::builder().key(key).build()).collect();

@@ -10,8 +10,8 @@ use aws_sdk_kms::types::{KeyManagerType, KeyState};
 use cleanroom_cloud::{
     AccountId, AlertFinding, Association, Caller, Classic, EncryptionKey, EventPage, EventQuery,
     GroupId, Guards, Image, Instance, InstanceQuery, Interface, InterfaceId, Inventory, Membership,
-    NetworkAcl, Profile, Result, RoleName, RolePolicy, ScalingGroup, SecurityGroup, Snapshot,
-    Target, TargetGroup, TargetGroupArn, UserAccess, Volume, VpcId,
+    NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy, ScalingGroup, SecurityGroup,
+    Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn, UserAccess, Volume, VpcId,
 };
 use cleanroom_contract::{CaseId, InstanceId, VolumeId};
 
@@ -20,7 +20,7 @@ use crate::{
     clients::Clients,
     ec2::{instances, network, volumes},
     error::{bad_answer, fail, missing},
-    iam, posture, scaling, trail,
+    iam, scaling, stacks, trail,
 };
 
 #[async_trait]
@@ -146,7 +146,25 @@ impl Inventory for Aws {
     }
 
     async fn stack_outputs(&self, stack: &str) -> Result<BTreeMap<String, String>> {
-        posture::stack_outputs(&self.clients, stack).await
+        let found = stacks::find(&self.clients, stack).await?;
+        Ok(found.map(|stack| stack.outputs).unwrap_or_default())
+    }
+
+    async fn find_stack(&self, name: &str) -> Result<Option<Stack>> {
+        stacks::find(&self.clients, name).await
+    }
+
+    async fn stack_events(&self, stack: &str) -> Result<Vec<StackEvent>> {
+        stacks::events(&self.clients, stack).await
+    }
+
+    async fn public_image(
+        &self,
+        owner: &str,
+        name: &str,
+        architecture: &str,
+    ) -> Result<Option<PublicImage>> {
+        volumes::public_image(&self.clients, owner, name, architecture).await
     }
 }
 

@@ -25,6 +25,7 @@ pub mod permissions;
 mod posture;
 mod quotas;
 mod scaling;
+mod stacks;
 mod store;
 mod trail;
 

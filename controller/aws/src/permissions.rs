@@ -80,6 +80,18 @@ const PASS_ROLE: Implied = Implied {
     page: "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/permission-to-pass-iam-roles.html",
 };
 
+const PASS_ROOM_ROLE: Implied = Implied {
+    action: "iam:PassRole",
+    reason: "the stack is made in the role that --room-role names; without one, the caller's own rights are used",
+    page: "https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/using-iam-servicerole.html",
+};
+
+const TAG_STACK: Implied = Implied {
+    action: "cloudformation:TagResource",
+    reason: "the stack and all that it makes carry the case's tags",
+    page: "https://docs.aws.amazon.com/service-authorization/latest/reference/list_awscloudformation.html",
+};
+
 const LIST_TO_MISS: Implied = Implied {
     action: "s3:ListBucket",
     reason: "without it, an object that is not there is reported as denied",
@@ -205,6 +217,10 @@ pub const TABLE: &[Operation] = table! {
     "revoke" act "iam:UpdateAccessKey";
     "revoke" act "iam:PutUserPolicy";
 
+    "clean_room" look "cloudformation:DescribeStackEvents";
+    "clean_room" act "cloudformation:CreateStack", with PASS_ROOM_ROLE, TAG_STACK;
+    "clean_room" act "cloudformation:DeleteStack";
+
     "release" act "ec2:AssociateIamInstanceProfile", with PASS_ROLE;
     "release" act "iam:DeleteRolePolicy";
     "release" act "ec2:AssociateAddress";
@@ -237,7 +253,7 @@ pub(crate) const CONDITIONS: &[(&str, &str, &str, &[&str])] = &[
         "iam:PassRole",
         "StringEquals",
         "iam:PassedToService",
-        &["ec2.amazonaws.com", "ec2.amazonaws.com.cn"],
+        &["cloudformation.amazonaws.com", "ec2.amazonaws.com", "ec2.amazonaws.com.cn"],
     ),
     ("kms:CreateGrant", "Bool", "kms:GrantIsForAWSResource", &["true"]),
 ];
@@ -464,7 +480,7 @@ mod tests {
         };
         let pass = of("iam:PassRole");
         assert_eq!(pass.len(), 1);
-        let expected = json!({"StringEquals": {"iam:PassedToService": ["ec2.amazonaws.com", "ec2.amazonaws.com.cn"]}});
+        let expected = json!({"StringEquals": {"iam:PassedToService": ["cloudformation.amazonaws.com", "ec2.amazonaws.com", "ec2.amazonaws.com.cn"]}});
         assert_eq!(pass[0]["Condition"], expected);
         let grant = of("kms:CreateGrant");
         assert_eq!(grant.len(), 1);

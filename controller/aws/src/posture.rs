@@ -323,30 +323,6 @@ pub(crate) async fn vpcs(clients: &Clients) -> Result<Vec<String>> {
     Ok(vpcs.filter_map(|vpc| vpc.vpc_id).collect())
 }
 
-/// A stack's outputs; none where there is no such stack.
-pub(crate) async fn stack_outputs(
-    clients: &Clients,
-    stack: &str,
-) -> Result<BTreeMap<String, String>> {
-    const OPERATION: &str = "cloudformation:DescribeStacks";
-    let answer = clients.cloudformation.describe_stacks().stack_name(stack).send().await;
-    let answer = match answer.map_err(|e| fail(OPERATION, stack, e)) {
-        Ok(answer) => answer,
-        // CloudFormation has no code of its own for this.
-        Err(e) if e.code == "ValidationError" && e.message.contains("does not exist") => {
-            return Ok(BTreeMap::new());
-        }
-        Err(error) => return Err(error),
-    };
-    Ok(answer
-        .stacks
-        .unwrap_or_default()
-        .into_iter()
-        .flat_map(|stack| stack.outputs.unwrap_or_default())
-        .filter_map(|output| Some((output.output_key?, output.output_value?)))
-        .collect())
-}
-
 #[cfg(test)]
 mod tests {
     use aws_sdk_s3::types::{

@@ -4,6 +4,9 @@
 //! overwrites and never deletes: an object is written on the condition that its key has none.
 
 use std::{
+    fs::File,
+    io::{self, Write as _},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +19,9 @@ use aws_sdk_s3::{
     primitives::ByteStream,
     types::{ChecksumAlgorithm, ChecksumMode, ObjectLockLegalHold, ObjectLockLegalHoldStatus},
 };
-use cleanroom_cloud::{CloudError, ErrorKind, ObjectVersion, Put, Result, Store};
+use cleanroom_cloud::{CloudError, ErrorKind, Fetched, ObjectVersion, Put, Result, Store};
+use cleanroom_contract::Sha256;
+use sha2::Digest as _;
 
 use crate::{
     clients::Clients,
@@ -54,37 +59,117 @@ impl S3Store {
     fn named(&self) -> Option<&str> {
         self.clients.bucket.as_deref()
     }
+}
 
-    /// One attempt to read an object.
-    async fn read(&self, bucket: &str, key: &str) -> Result<Option<Vec<u8>>> {
+/// An object's newest version, for who is no store.
+pub(crate) async fn get(clients: &Clients, key: &str) -> Result<Option<Vec<u8>>> {
+    let bucket = clients.bucket.as_deref().ok_or_else(|| no_bucket("s3:GetObject"))?;
+    let mut attempt = 1;
+    loop {
+        match read(clients, bucket, key).await {
+            Err(error) if error.code == "CutShort" && attempt < READ_ATTEMPTS => attempt += 1,
+            answer => return answer,
+        }
+    }
+}
+
+/// One attempt to read an object.
+async fn read(clients: &Clients, bucket: &str, key: &str) -> Result<Option<Vec<u8>>> {
+    const OPERATION: &str = "s3:GetObject";
+    let answer = clients
+        .s3
+        .get_object()
+        .bucket(bucket)
+        .key(key)
+        .checksum_mode(ChecksumMode::Enabled)
+        .send()
+        .await;
+    let mut body = match answer.map_err(|e| fail(OPERATION, key, e)) {
+        Ok(answer) => answer.body,
+        Err(error) if error.code == "NoSuchKey" => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    loop {
+        match body.try_next().await {
+            Ok(None) => return Ok(Some(bytes)),
+            Ok(Some(chunk)) if bytes.len() + chunk.len() <= MAX_BODY => {
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(Some(_)) => {
+                let message = format!("it is larger than {MAX_BODY} bytes");
+                return Err(own(OPERATION, key, ErrorKind::Refused, "TooLarge", message));
+            }
+            Err(error) => {
+                // The error itself says no more than that a stream failed.
+                let cause = std::error::Error::source(&error);
+                let message = cause.map_or_else(|| error.to_string(), ToString::to_string);
+                return Err(own(OPERATION, key, ErrorKind::Ambiguous, "CutShort", message));
+            }
+        }
+    }
+}
+
+/// A file of this machine that can not be read or written.
+fn local(operation: &'static str, key: &str, error: &io::Error) -> CloudError {
+    own(operation, key, ErrorKind::Other, "LocalFile", error.to_string())
+}
+
+/// An object on its way here, and how far it has come.
+struct Download {
+    file: Option<File>,
+    hasher: sha2::Sha256,
+    size: u64,
+    /// The version that was begun with: another one's end must not follow this one's beginning.
+    tag: Option<String>,
+}
+
+impl Download {
+    fn take(&mut self, chunk: &[u8]) -> io::Result<()> {
+        if let Some(file) = &mut self.file {
+            file.write_all(chunk)?;
+        }
+        self.hasher.update(chunk);
+        self.size += chunk.len() as u64;
+        Ok(())
+    }
+}
+
+impl S3Store {
+    /// One attempt to read what is left of an object. Whether there is one.
+    async fn read_on(&self, key: &str, so_far: &mut Download, most: u64) -> Result<bool> {
         const OPERATION: &str = "s3:GetObject";
+        let bucket = self.named().ok_or_else(|| no_bucket(OPERATION))?;
+        let rest = (so_far.size > 0).then(|| format!("bytes={}-", so_far.size));
         let answer = self
             .clients
             .s3
             .get_object()
             .bucket(bucket)
             .key(key)
-            .checksum_mode(ChecksumMode::Enabled)
+            .set_range(rest)
+            .set_if_match(so_far.tag.clone())
             .send()
             .await;
         let mut body = match answer.map_err(|e| fail(OPERATION, key, e)) {
-            Ok(answer) => answer.body,
-            Err(error) if error.code == "NoSuchKey" => return Ok(None),
+            Ok(answer) => {
+                so_far.tag = answer.e_tag;
+                answer.body
+            }
+            Err(error) if error.code == "NoSuchKey" => return Ok(false),
             Err(error) => return Err(error),
         };
-        let mut bytes = Vec::new();
         loop {
             match body.try_next().await {
-                Ok(None) => return Ok(Some(bytes)),
-                Ok(Some(chunk)) if bytes.len() + chunk.len() <= MAX_BODY => {
-                    bytes.extend_from_slice(&chunk);
+                Ok(None) => return Ok(true),
+                Ok(Some(chunk)) if so_far.size + chunk.len() as u64 <= most => {
+                    so_far.take(&chunk).map_err(|error| local(OPERATION, key, &error))?;
                 }
                 Ok(Some(_)) => {
-                    let message = format!("it is larger than {MAX_BODY} bytes");
+                    let message = format!("it is larger than {most} bytes");
                     return Err(own(OPERATION, key, ErrorKind::Refused, "TooLarge", message));
                 }
                 Err(error) => {
-                    // The error itself says no more than that a stream failed.
                     let cause = std::error::Error::source(&error);
                     let message = cause.map_or_else(|| error.to_string(), ToString::to_string);
                     return Err(own(OPERATION, key, ErrorKind::Ambiguous, "CutShort", message));
@@ -103,6 +188,20 @@ pub(crate) fn no_bucket(operation: &'static str) -> CloudError {
         "NoBucket",
         "no evidence bucket is configured: name one with --bucket, CLEANROOM_BUCKET or in cleanroom.toml",
     )
+}
+
+/// Digests what is written to it.
+struct Digesting(sha2::Sha256);
+
+impl io::Write for Digesting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// S3 gives sizes as signed numbers.
@@ -167,14 +266,70 @@ impl Store for S3Store {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        let bucket = self.named().ok_or_else(|| no_bucket("s3:GetObject"))?;
-        let mut attempt = 1;
+        get(&self.clients, key).await
+    }
+
+    async fn download(&self, key: &str, into: Option<&Path>, most: u64) -> Result<Option<Fetched>> {
+        let file = into.map(File::create_new).transpose();
+        let file = file.map_err(|error| local("s3:GetObject", key, &error))?;
+        let hasher = sha2::Sha256::new();
+        let mut so_far = Download { file, hasher, size: 0, tag: None };
+        let (mut attempt, mut before) = (1, 0);
         loop {
-            match self.read(bucket, key).await {
+            match self.read_on(key, &mut so_far, most).await {
+                // What goes on is no failure, however often it is cut short.
+                Err(error) if error.code == "CutShort" && so_far.size > before => {
+                    (attempt, before) = (1, so_far.size);
+                }
                 Err(error) if error.code == "CutShort" && attempt < READ_ATTEMPTS => attempt += 1,
-                answer => return answer,
+                Err(error) => return Err(error),
+                Ok(false) => return Ok(None),
+                Ok(true) => break,
             }
         }
+        if let Some(file) = &so_far.file {
+            file.sync_all().map_err(|error| local("s3:GetObject", key, &error))?;
+        }
+        let sha256 = Sha256(so_far.hasher.finalize().into());
+        Ok(Some(Fetched { size: so_far.size, sha256 }))
+    }
+
+    async fn upload(&self, key: &str, from: &Path) -> Result<Put> {
+        const OPERATION: &str = "s3:PutObject";
+        let bucket = self.named().ok_or_else(|| no_bucket(OPERATION))?;
+        let failed = |error| local(OPERATION, key, &error);
+        let mut digest = Digesting(sha2::Sha256::new());
+        let size = File::open(from)
+            .and_then(|mut file| io::copy(&mut file, &mut digest))
+            .map_err(failed)?;
+        // The service compares it with what arrives.
+        let sha256 = aws_smithy_types::base64::encode(digest.0.finalize());
+        let body = ByteStream::from_path(from).await;
+        let body = body.map_err(|error| failed(io::Error::other(error)))?;
+        // At 100 kB a second, and a minute.
+        let seconds = 60 + size / 100_000;
+        let patient = aws_sdk_s3::config::Config::builder()
+            .timeout_config(crate::clients::timeouts(seconds, seconds.saturating_mul(3)));
+        let call = self.clients.s3.put_object().bucket(bucket).key(key).if_none_match("*");
+        let call = call.checksum_sha256(sha256).body(body).customize().config_override(patient);
+        match call.send().await.map_err(|e| fail(OPERATION, key, e)) {
+            Ok(_) => Ok(Put::Created),
+            Err(error) if error.code == "PreconditionFailed" => Ok(Put::Exists),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn renew(&self, key: &str, bytes: Vec<u8>) -> Result<()> {
+        const OPERATION: &str = "s3:PutObject";
+        let bucket = self.named().ok_or_else(|| no_bucket(OPERATION))?;
+        if !key.starts_with("artifacts/") {
+            let message = "only pointers are renewed, never evidence";
+            return Err(own(OPERATION, key, ErrorKind::Refused, "Evidence", message));
+        }
+        let call = self.clients.s3.put_object().bucket(bucket).key(key).body(bytes.into());
+        let call = call.checksum_algorithm(ChecksumAlgorithm::Sha256);
+        call.send().await.map_err(|e| fail(OPERATION, key, e))?;
+        Ok(())
     }
 
     async fn list(&self, prefix: &str, folders: bool) -> Result<Vec<String>> {
@@ -326,6 +481,8 @@ mod tests {
             store.create("k", Vec::new()).await.map(drop).expect_err("no bucket"),
             store.get("k").await.map(drop).expect_err("no bucket"),
             store.list("k", false).await.map(drop).expect_err("no bucket"),
+            store.download("k", None, 1).await.map(drop).expect_err("no bucket"),
+            store.renew("artifacts/k", Vec::new()).await.expect_err("no bucket"),
             store.versions("k").await.map(drop).expect_err("no bucket"),
             store.hold("k", true).await.expect_err("no bucket"),
         ];
@@ -334,6 +491,45 @@ mod tests {
             assert!(error.message.contains("--bucket"), "{error}");
         }
         assert_eq!((store.bucket(), canned.sent().len()), ("", 0));
+    }
+
+    #[tokio::test]
+    async fn an_object_is_digested_as_it_comes_and_no_further_than_allowed() {
+        let canned = canned(Some("evidence"), |request, _| match request.contains("/missing") {
+            true => (404, "<Error><Code>NoSuchKey</Code></Error>".to_owned()),
+            false => (200, "abc".to_owned()),
+        });
+        let store = S3Store::new(Arc::clone(&canned.clients));
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("object");
+        let fetched = store.download("cases/c/x", Some(&path), 3).await.expect("it comes");
+        let fetched = fetched.expect("it is there");
+        // FIPS 180-4, the example of one block.
+        let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!((fetched.size, fetched.sha256.to_string().as_str()), (3, known));
+        assert_eq!(std::fs::read(&path).expect("the file"), b"abc");
+        let error = store.download("cases/c/x", Some(&path), 3).await.expect_err("it is taken");
+        assert_eq!(error.code, "LocalFile");
+        let error = store.download("cases/c/x", None, 2).await.expect_err("too large");
+        assert_eq!((error.kind, error.code.as_str()), (ErrorKind::Refused, "TooLarge"));
+        assert_eq!(store.download("missing", None, 2).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_file_is_uploaded_once_with_its_digest_and_only_pointers_are_renewed() {
+        let canned = canned(Some("evidence"), |_, before| match before {
+            0 | 2 => (200, String::new()),
+            _ => (412, "<Error><Code>PreconditionFailed</Code></Error>".to_owned()),
+        });
+        let store = S3Store::new(Arc::clone(&canned.clients));
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("agent");
+        std::fs::write(&path, b"abc").expect("a file");
+        assert_eq!(store.upload("agent/x/cleanroom-agent", &path).await, Ok(Put::Created));
+        assert_eq!(store.upload("agent/x/cleanroom-agent", &path).await, Ok(Put::Exists));
+        store.renew("artifacts/latest.json", b"{}".to_vec()).await.expect("renewed");
+        let error = store.renew("cases/c/x", b"{}".to_vec()).await.expect_err("evidence");
+        assert_eq!((error.code.as_str(), canned.sent().len()), ("Evidence", 3));
     }
 
     #[tokio::test]

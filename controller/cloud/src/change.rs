@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cleanroom_contract::{InstanceId, SnapshotId, VolumeId};
+use cleanroom_contract::{InstanceId, Sha256, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -239,6 +239,24 @@ pub enum Change {
         name: String,
         document: String,
     },
+
+    /// From a template in the evidence bucket, which is read and whose digest is checked first. The name is taken by the
+    /// first: a second one is a conflict. `token` marks all events of this call.
+    CreateStack {
+        name: String,
+        template: String,
+        template_sha256: Sha256,
+        parameters: BTreeMap<String, String>,
+        tags: Tags,
+        role: Option<String>,
+        token: String,
+    },
+    /// By its id, so that a later stack of the same name is never meant.
+    DeleteStack {
+        name: String,
+        id: String,
+        token: String,
+    },
 }
 
 impl Change {
@@ -289,6 +307,8 @@ impl Change {
             C::SetMetadataEndpoint { .. } => "ec2:ModifyInstanceMetadataOptions",
             C::SetAccessKey { .. } => "iam:UpdateAccessKey",
             C::PutUserPolicy { .. } => "iam:PutUserPolicy",
+            C::CreateStack { .. } => "cloudformation:CreateStack",
+            C::DeleteStack { .. } => "cloudformation:DeleteStack",
         }
     }
 
@@ -347,6 +367,7 @@ impl Change {
             C::CreateAclEntry { acl, .. } | C::DeleteAclEntry { acl, .. } => acl.to_string(),
             C::PutRolePolicy { role, .. } | C::DeleteRolePolicy { role, .. } => role.to_string(),
             C::SetAccessKey { user, .. } | C::PutUserPolicy { user, .. } => user.clone(),
+            C::CreateStack { name, .. } | C::DeleteStack { name, .. } => name.clone(),
         }
     }
 }
@@ -438,6 +459,11 @@ impl fmt::Display for Change {
             C::SetAccessKey { key, active, .. } => {
                 write!(f, "{} access key {key}", if *active { "activate" } else { "deactivate" })
             }
+            C::CreateStack { template, parameters, .. } => {
+                let snapshots = parameters.keys().filter(|name| name.starts_with("Snapshot"));
+                write!(f, "create the stack from {template}, for {} snapshots", snapshots.count())
+            }
+            C::DeleteStack { .. } => f.write_str("delete the stack and all that it made"),
         }
     }
 }
@@ -458,6 +484,8 @@ pub enum Made {
     Image(ImageId),
     /// An Elastic IP's or a profile's association.
     Association(AssociationId),
+    /// A stack, by its id.
+    Stack(String),
 }
 
 /// The only port that changes anything about an instance or what belongs to it.

@@ -14,7 +14,8 @@ use crate::{
         Classic, Interface, Membership, NetworkAcl, ScalingGroup, SecurityGroup, Target,
         TargetGroup,
     },
-    snapshot::{Image, Snapshot, Volume},
+    snapshot::{Image, PublicImage, Snapshot, Volume},
+    stack::{Stack, StackEvent},
 };
 
 /// Who calls (STS `GetCallerIdentity`), and where.
@@ -190,4 +191,15 @@ pub trait Inventory: Send + Sync {
     async fn events(&self, query: &EventQuery, next: Option<&str>) -> Result<EventPage>;
     /// A CloudFormation stack's outputs; empty where there is no such stack.
     async fn stack_outputs(&self, stack: &str) -> Result<BTreeMap<String, String>>;
+    /// The stack of this name; one that is deleted is not there.
+    async fn find_stack(&self, name: &str) -> Result<Option<Stack>>;
+    /// What happened to a stack, by name or id, newest last. Deleted ones only by id.
+    async fn stack_events(&self, stack: &str) -> Result<Vec<StackEvent>>;
+    /// The newest AMI of an owner (`amazon`) whose name fits a pattern with `*`, for an architecture.
+    async fn public_image(
+        &self,
+        owner: &str,
+        name: &str,
+        architecture: &str,
+    ) -> Result<Option<PublicImage>>;
 }

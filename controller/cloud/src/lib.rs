@@ -17,6 +17,7 @@ mod network;
 mod outside;
 mod posture;
 mod snapshot;
+mod stack;
 
 use std::sync::Arc;
 
@@ -38,9 +39,10 @@ pub use network::{
     Classic, ElasticAddress, Interface, Membership, NetworkAcl, Rule, ScalingGroup, SecurityGroup,
     Target, TargetGroup,
 };
-pub use outside::{Notice, Notices, ObjectVersion, Put, Store};
+pub use outside::{Fetched, Notice, Notices, ObjectVersion, Put, Store};
 pub use posture::{BucketPosture, Permission, Posture, Quota, Retention, TrailPosture};
-pub use snapshot::{Image, Snapshot, SnapshotState, Volume};
+pub use snapshot::{Image, PublicImage, Snapshot, SnapshotState, Volume};
+pub use stack::{Stack, StackEvent, StackState, first_failure};
 
 /// Everything that a step may talk to.
 #[derive(Clone)]

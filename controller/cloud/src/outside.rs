@@ -1,8 +1,9 @@
 //! Where evidence is kept, and where people are told.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use async_trait::async_trait;
+use cleanroom_contract::Sha256;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -31,7 +32,16 @@ pub struct ObjectVersion {
     pub size: u64,
 }
 
-/// The evidence bucket: create, never overwrite, never delete.
+/// An object that was read piece by piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Of its bytes, as they came.
+    pub sha256: Sha256,
+}
+
+/// The evidence bucket: create, never overwrite, never delete. The one object that is ever renewed is no evidence.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// The bucket's name.
@@ -40,6 +50,14 @@ pub trait Store: Send + Sync {
     async fn create(&self, key: &str, bytes: Vec<u8>) -> Result<Put>;
     /// An object's newest version.
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>>;
+    /// Reads an object of any size piece by piece, and digests it on the way. `into` is a file that is not there yet and
+    /// gets its bytes; without one they are digested only. More than `most` bytes are
+    /// [`Refused`](crate::ErrorKind::Refused); `None` where there is no such object.
+    async fn download(&self, key: &str, into: Option<&Path>, most: u64) -> Result<Option<Fetched>>;
+    /// Creates an object from a file of any size up to 5 GiB, as [`create`](Self::create) does.
+    async fn upload(&self, key: &str, from: &Path) -> Result<Put>;
+    /// Writes a new version of a pointer, which is no evidence: keys below `artifacts/` only.
+    async fn renew(&self, key: &str, bytes: Vec<u8>) -> Result<()>;
     /// The keys below a prefix, sorted by their bytes. With `folders`, only the next level's common prefixes,
     /// each ending in `/`.
     async fn list(&self, prefix: &str, folders: bool) -> Result<Vec<String>>;

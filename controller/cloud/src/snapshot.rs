@@ -81,3 +81,14 @@ pub struct Image {
     /// Its tags.
     pub tags: BTreeMap<String, String>,
 }
+
+/// An AMI that its owner offers to everybody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicImage {
+    /// Its id.
+    pub id: ImageId,
+    /// Its name.
+    pub name: String,
+    /// When it was made, as EC2 writes it (ISO 8601, so that later is greater).
+    pub created: String,
+}

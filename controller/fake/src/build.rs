@@ -11,12 +11,14 @@ use std::{
 use cleanroom_cloud::{
     AclEntry, AclId, AlertFinding, AllocationId, AttachedVolume, BucketPosture, Classic,
     ElasticAddress, EncryptionKey, Event, GroupId, Guards, Instance, InstanceState, Interface,
-    InterfaceId, Metadata, NetworkAcl, Profile, Quota, Retention, RolePolicy, Rule, ScalingGroup,
-    SecurityGroup, Target, TargetGroup, TargetGroupArn, TrailPosture, UserAccess, Volume, VpcId,
+    InterfaceId, Metadata, NetworkAcl, Profile, PublicImage, Quota, Retention, RolePolicy, Rule,
+    ScalingGroup, SecurityGroup, Target, TargetGroup, TargetGroupArn, TrailPosture, UserAccess,
+    Volume, VpcId,
 };
 use cleanroom_contract::{InstanceId, Timestamp, VolumeId};
 
 use crate::{
+    room::RoomScript,
     store::Bucket,
     world::{
         BEGINNING, Card, Limits, Machine, Role, Scaling, Setup, Targets, Times, TrailEvent, World,
@@ -143,6 +145,14 @@ impl World {
             findings: BTreeMap::new(),
             events: Vec::new(),
             stacks: BTreeMap::new(),
+            built: BTreeMap::new(),
+            buried: BTreeMap::new(),
+            room: RoomScript::default(),
+            public_images: vec![PublicImage {
+                id: "ami-0fedcba9876543210".into(),
+                name: "al2023-ami-2023.9.20251208.0-kernel-6.1-x86_64".to_owned(),
+                created: "2025-12-08T00:00:00.000Z".to_owned(),
+            }],
             unanswered: BTreeMap::new(),
             bucket: Bucket::named("cleanroom-evidence-123456789012"),
             topic: Some(TOPIC.to_owned()),
@@ -350,7 +360,7 @@ fn key(arn: &str, aws_managed: bool) -> EncryptionKey {
     EncryptionKey { arn: arn.to_owned(), account: ACCOUNT.into(), aws_managed, enabled: true }
 }
 
-fn plain_instance(id: &InstanceId, root: VolumeId) -> Instance {
+pub(crate) fn plain_instance(id: &InstanceId, root: VolumeId) -> Instance {
     let device = "/dev/xvda".to_owned();
     Instance {
         id: id.clone(),

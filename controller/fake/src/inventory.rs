@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use cleanroom_cloud::{
     AlertFinding, Association, Caller, Classic, EncryptionKey, Event, EventPage, EventQuery,
     GroupId, Guards, Image, Instance, InstanceQuery, InstanceState, Interface, InterfaceId,
-    Inventory, Membership, NetworkAcl, Profile, Result, RoleName, RolePolicy, ScalingGroup,
-    SecurityGroup, Snapshot, Target, TargetGroup, TargetGroupArn, UserAccess, Volume, VpcId,
+    Inventory, Membership, NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy,
+    ScalingGroup, SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn,
+    UserAccess, Volume, VpcId,
 };
 use cleanroom_contract::{CaseId, InstanceId, VolumeId};
 
@@ -373,6 +374,55 @@ impl Inventory for FakeCloud {
         })
         .await
     }
+
+    async fn find_stack(&self, name: &str) -> Result<Option<Stack>> {
+        self.call(Call::read("cloudformation:DescribeStacks", name), |world| {
+            Ok(world.built.get(name).map(|built| built.stack.clone()))
+        })
+        .await
+    }
+
+    async fn stack_events(&self, stack: &str) -> Result<Vec<StackEvent>> {
+        self.call(Call::read("cloudformation:DescribeStackEvents", stack), |world| {
+            world.stack_events(stack)
+        })
+        .await
+    }
+
+    async fn public_image(
+        &self,
+        owner: &str,
+        name: &str,
+        architecture: &str,
+    ) -> Result<Option<PublicImage>> {
+        self.call(Call::read("ec2:DescribeImages", name), |world| {
+            let fits = |image: &&PublicImage| {
+                owner == "amazon"
+                    && fits_pattern(name, &image.name)
+                    && image.name.ends_with(architecture)
+            };
+            let fitting = world.public_images.iter().filter(fits);
+            Ok(fitting.max_by_key(|image| image.created.clone()).cloned())
+        })
+        .await
+    }
+}
+
+/// Whether a text fits a pattern in which `*` stands for anything.
+fn fits_pattern(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
+        return false;
+    };
+    let parts: Vec<_> = parts.collect();
+    for (nth, part) in parts.iter().enumerate() {
+        if nth + 1 == parts.len() {
+            return rest.ends_with(part);
+        }
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.is_empty()
 }
 
 pub(crate) fn no_interface(id: &InterfaceId) -> Problem {

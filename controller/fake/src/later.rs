@@ -9,7 +9,7 @@ use cleanroom_cloud::{
     AssociationId, ElasticAddress, ImageId, InstanceState, InterfaceId, SnapshotState, Target,
     TargetGroupArn,
 };
-use cleanroom_contract::{InstanceId, SnapshotId};
+use cleanroom_contract::{InstanceId, ScanId, SnapshotId};
 
 use crate::world::World;
 
@@ -34,6 +34,12 @@ pub(crate) enum Later {
     Terminated(InstanceId),
     /// An ended association is no longer listed.
     AssociationGone(AssociationId),
+    /// A stack takes its next step.
+    Stack(String),
+    /// A clean room tells its next news of a scan.
+    Room { stack: String, scan: ScanId, seq: u64 },
+    /// A clean room looks for another work order.
+    RoomLooks(String),
 }
 
 impl World {
@@ -81,6 +87,9 @@ impl World {
             Later::Health(id) => self.check_health(&id),
             Later::HookEnds(id) => self.end_hook(&id),
             Later::Terminated(id) => self.terminate(&id),
+            Later::Stack(id) => self.step_stack(&id),
+            Later::Room { stack, scan, seq } => self.tell_of_scan(&stack, &scan, seq),
+            Later::RoomLooks(stack) => self.look_for_orders(&stack),
             Later::AssociationGone(id) => {
                 self.associations.retain(|(_, a)| a.id != id || a.active);
             }

@@ -15,6 +15,7 @@ mod inventory;
 mod later;
 mod posture;
 mod problem;
+mod room;
 mod store;
 mod world;
 
@@ -24,6 +25,7 @@ mod tests;
 pub use build::{ACCOUNT, AWS_MANAGED_KEY, CASE_KEY, INSTANCE, REGION, SIBLING, TOPIC};
 pub use faults::{At, Fault, Storm};
 pub use gate::{CALLER, CallRecord, FakeCloud, Outcome};
+pub use room::{Built, RoomEnds, RoomScript, agent_key};
 pub use store::{Bucket, Version};
 pub use world::{
     BEGINNING, Card, Limits, Machine, OpenSpan, Role, Scaling, Setup, Targets, Times, TrailEvent,

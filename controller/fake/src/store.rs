@@ -3,10 +3,17 @@
 //! Purpose: objects with their versions, as S3 keeps them with versioning on. Touches only the world.
 //! [`Bucket::overwrite`] and [`Bucket::delete`] are for tests that tamper: no port leads to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use async_trait::async_trait;
-use cleanroom_cloud::{ErrorKind, Notice, Notices, ObjectVersion, Put, Result, Store};
+use cleanroom_cloud::{
+    CloudError, ErrorKind, Fetched, Notice, Notices, ObjectVersion, Put, Result, Store,
+};
+use cleanroom_contract::Sha256;
+use sha2::Digest as _;
 
 use crate::{
     gate::{Call, FakeCloud},
@@ -147,6 +154,43 @@ impl Store for FakeCloud {
         .await
     }
 
+    async fn download(&self, key: &str, into: Option<&Path>, most: u64) -> Result<Option<Fetched>> {
+        let bytes = self
+            .call(Call::read("s3:GetObject", key), |world| {
+                world.bucket.there()?;
+                let bytes = world.bucket.newest(key);
+                if bytes.is_some_and(|bytes| bytes.len() as u64 > most) {
+                    return Err(Problem::refused("TooLarge", format!("more than {most} bytes")));
+                }
+                Ok(bytes.map(<[u8]>::to_vec))
+            })
+            .await?;
+        let Some(bytes) = bytes else { return Ok(None) };
+        if let Some(path) = into {
+            let written = std::fs::File::create_new(path)
+                .and_then(|mut file| std::io::Write::write_all(&mut file, &bytes));
+            written.map_err(|error| local("s3:GetObject", key, &error))?;
+        }
+        Ok(Some(Fetched { size: bytes.len() as u64, sha256: digest(&bytes) }))
+    }
+
+    async fn upload(&self, key: &str, from: &Path) -> Result<Put> {
+        let bytes = std::fs::read(from).map_err(|error| local("s3:PutObject", key, &error))?;
+        self.create(key, bytes).await
+    }
+
+    async fn renew(&self, key: &str, bytes: Vec<u8>) -> Result<()> {
+        self.call(Call::write("s3:PutObject", key), |world| {
+            world.bucket.there()?;
+            if !key.starts_with("artifacts/") {
+                return Err(Problem::refused("Evidence", "only pointers are renewed"));
+            }
+            world.bucket.add(key, Some(bytes));
+            Ok(())
+        })
+        .await
+    }
+
     async fn list(&self, prefix: &str, folders_only: bool) -> Result<Vec<String>> {
         self.call(Call::read("s3:ListObjectsV2", prefix), |world| {
             world.bucket.there()?;
@@ -175,6 +219,23 @@ impl Store for FakeCloud {
             Ok(())
         })
         .await
+    }
+}
+
+/// The digest of bytes.
+pub(crate) fn digest(bytes: &[u8]) -> Sha256 {
+    Sha256(sha2::Sha256::digest(bytes).into())
+}
+
+/// A file of this machine that can not be read or written.
+fn local(operation: &str, key: &str, error: &std::io::Error) -> CloudError {
+    CloudError {
+        operation: operation.to_owned(),
+        resource: key.to_owned(),
+        kind: ErrorKind::Other,
+        code: "LocalFile".to_owned(),
+        message: error.to_string(),
+        request: None,
     }
 }
 

@@ -11,12 +11,17 @@ use std::{
 use cleanroom_cloud::{
     AccountId, AclId, AlertFinding, AllocationId, Association, BucketPosture, Classic,
     EncryptionKey, ErrorKind, Event, GroupId, Guards, Image, Instance, Interface, InterfaceId,
-    NetworkAcl, Notice, Profile, Quota, RoleName, Rule, ScalingGroup, SecurityGroup, Snapshot,
-    Target, TargetGroup, TargetGroupArn, TrailPosture, UserAccess, Volume, VpcId,
+    NetworkAcl, Notice, Profile, PublicImage, Quota, RoleName, Rule, ScalingGroup, SecurityGroup,
+    Snapshot, StackEvent, Target, TargetGroup, TargetGroupArn, TrailPosture, UserAccess, Volume,
+    VpcId,
 };
 use cleanroom_contract::{InstanceId, SnapshotId, Timestamp, VolumeId};
 
-use crate::{later::Later, store::Bucket};
+use crate::{
+    later::Later,
+    room::{Built, RoomScript},
+    store::Bucket,
+};
 
 /// 2026-01-01T00:00:00Z, when every world begins.
 pub const BEGINNING: Timestamp = Timestamp { seconds: 1_767_225_600, nanos: 0 };
@@ -249,6 +254,14 @@ pub struct World {
     pub events: Vec<TrailEvent>,
     /// CloudFormation stacks' outputs.
     pub stacks: BTreeMap<String, BTreeMap<String, String>>,
+    /// Stacks that were made through the port, by name.
+    pub built: BTreeMap<String, Built>,
+    /// Deleted ones' events, by the stack's id.
+    pub buried: BTreeMap<String, Vec<StackEvent>>,
+    /// What clean rooms do.
+    pub room: RoomScript,
+    /// Amazon's own images.
+    pub public_images: Vec<PublicImage>,
     /// Questions for the record that are not answered, by
     /// [`Question::file_name`](cleanroom_cloud::Question::file_name).
     pub unanswered: BTreeMap<String, ErrorKind>,

@@ -10,7 +10,7 @@ use crate::{
     claim,
     journal::{self, Ledger},
     original::{self, Original},
-    steps::{goals, record, verify},
+    steps::{clean_room::artifacts, goals, record, verify},
 };
 
 /// One thing that `respond` would do.
@@ -83,6 +83,9 @@ pub async fn plan(run: &Run, instance: &Instance, reason: Option<&str>) -> Resul
         }
     }
     outside(&mut plan, run, &scene, &ledger);
+    if run.policy.steps.contains(&Step::CleanRoom) && ledger.reports.is_empty() {
+        room(&mut plan, run, &scene).await;
+    }
     plan.entries.sort_by_key(|entry| entry.step);
     Ok(plan)
 }
@@ -243,6 +246,41 @@ fn outside(plan: &mut Plan, run: &Run, scene: &Scene, ledger: &Ledger) {
         if run.policy.image && ledger.preserved_at.is_none() {
             plan.notes.push("an image is registered once the snapshots are whole".to_owned());
         }
+    }
+}
+
+/// The clean room: ordered and launched once the snapshots are whole.
+async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
+    let room = &run.policy.room;
+    let store = &*run.cloud.store;
+    let agent = match artifacts::chosen(store, room).await {
+        Ok(Some((agent, _))) => agent,
+        Ok(None) => {
+            let note = "no clean room: the bucket has no agent (cleanroom deploy --artifacts DIR)";
+            return plan.notes.push(note.to_owned());
+        }
+        Err(why) => return plan.short.push(format!("clean_room: the agent: {why}")),
+    };
+    if scene.original.instance.volumes.is_empty() {
+        return;
+    }
+    let template = crate::journal::digest(room.template.as_bytes());
+    let key = artifacts::key("templates", &template, "clean-room.yaml");
+    let bucket = store.bucket();
+    let orders = cleanroom_contract::orders_prefix(&scene.case);
+    for (resource, what) in [
+        (format!("{bucket}/{orders}"), "order a scan of the snapshots".to_owned()),
+        (
+            format!("cleanroom-{}", scene.case),
+            format!(
+                "create the stack from {key}, with agent {} and a volume for each snapshot",
+                agent.key
+            ),
+        ),
+    ] {
+        let operation =
+            if what.starts_with("order") { "s3:PutObject" } else { "cloudformation:CreateStack" };
+        plan.entries.push(Entry { step: Step::CleanRoom, operation, resource, what, change: None });
     }
 }
 

@@ -6,10 +6,14 @@
 mod bucket;
 mod policy;
 
+pub(super) use self::bucket::is_default_key;
+
 use cleanroom_cloud::{
     Caller, Cloud, CloudError, EncryptionKey, ErrorKind, Permission, Quota, TrailPosture,
 };
 use serde::Serialize;
+
+use crate::{room::RoomPolicy, steps::clean_room::artifacts};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -126,6 +130,38 @@ pub async fn preflight(cloud: &Cloud, actions: &[String], key: Option<&str>) -> 
     checks.push(judge_guardduty(&guardduty));
     checks.push(judge_flow_logs(&logs));
     checks
+}
+
+/// Looks at what a clean room needs beside the caller's rights.
+pub async fn room(cloud: &Cloud, room: &RoomPolicy) -> Vec<Check> {
+    const AREA: &str = "room";
+    let (agent, image) = tokio::join!(
+        artifacts::chosen(&*cloud.store, room),
+        artifacts::image(&*cloud.inventory, room),
+    );
+    let fix =
+        "cleanroom deploy --artifacts DIR: without an agent a response ends with the snapshots";
+    let agent = match agent {
+        Ok(Some((agent, _))) => Check::good(AREA, "agent", &agent.key),
+        Ok(None) => Check::new(AREA, "agent", Level::Weak, "none is in the bucket", fix),
+        Err(why) => Check::new(AREA, "agent", Level::Unknown, &why, fix),
+    };
+    let fix = "name an AMI: image in [room] of cleanroom.toml";
+    let image = match image {
+        Ok((id, name)) => Check::good(AREA, "machine image", &name.unwrap_or(id.to_string())),
+        Err(why) => Check::new(AREA, "machine image", Level::Unknown, &why, fix),
+    };
+    let role = match &room.role {
+        Some(role) => Check::good(AREA, "role of CloudFormation", role),
+        None => Check::new(
+            AREA,
+            "role of CloudFormation",
+            Level::Unknown,
+            "none is set: rooms are made with the caller's own rights, which must then allow VPCs, endpoints, DNS firewalls, roles, instances and volumes",
+            "make a service role for CloudFormation, and set it as role in [room] of cleanroom.toml",
+        ),
+    };
+    vec![agent, image, role]
 }
 
 /// How far a clock may be off before it weakens what is recorded by it, in seconds.

@@ -3,7 +3,7 @@
 use cleanroom_contract::{CaseId, InstanceId};
 use serde::Serialize;
 
-use super::Opening;
+use super::{Opening, Reported};
 use crate::case::{Case, Shortfall, Step, lock};
 
 /// The end of one response.
@@ -25,6 +25,8 @@ pub struct Report {
     pub preserved: bool,
     /// Seconds from the run's start until then.
     pub preserved_seconds: Option<f64>,
+    /// The report on its disks, where there is one.
+    pub reported: Option<Reported>,
     /// Interfaces whose tracked flows were dropped.
     pub flushed: Vec<String>,
     /// The snapshots that are the evidence.
@@ -39,13 +41,16 @@ pub struct Report {
     pub steps: Vec<Step>,
 }
 
+/// How far a response came: the seconds until it was contained, and preserved, and the report.
+pub(super) struct Came {
+    pub(super) contained: Option<f64>,
+    pub(super) preserved: Option<f64>,
+    pub(super) reported: Option<Reported>,
+}
+
 impl Report {
-    pub(super) async fn of(
-        case: &Case,
-        how: &Opening,
-        (contained, preserved): (Option<f64>, Option<f64>),
-        waiting: usize,
-    ) -> Self {
+    pub(super) async fn of(case: &Case, how: &Opening, came: Came, waiting: usize) -> Self {
+        let Came { contained, preserved, reported } = came;
         let ledger = case.journal.ledger().await;
         let mut shortfalls = lock(&case.shortfalls).clone();
         shortfalls.sort_by_key(|s| s.step);
@@ -58,6 +63,7 @@ impl Report {
             contained_seconds: contained,
             preserved: preserved.is_some(),
             preserved_seconds: preserved,
+            reported,
             flushed: ledger.flushed.into_iter().collect(),
             snapshots: ledger.snapshots,
             shortfalls,

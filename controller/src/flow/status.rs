@@ -2,14 +2,14 @@
 //!
 //! Changes one thing only: an interface that an ended run left open is closed, since that waits for nobody.
 
-use cleanroom_contract::{CaseId, InstanceId, Timestamp};
+use cleanroom_contract::{CaseId, InstanceId, ScanId, Timestamp};
 use serde::Serialize;
 
-use super::{FlowError, find};
+use super::{FlowError, find, investigate};
 use crate::{
     case::{Case, Goal, History, Run, Shortfall},
     journal::Ledger,
-    steps::{detach, isolate, protect, revoke, revoke::not_cut::Survivor},
+    steps::{clean_room::watch, detach, isolate, protect, revoke, revoke::not_cut::Survivor},
 };
 
 /// How a case stands.
@@ -59,6 +59,32 @@ pub struct Status {
     pub preserved_at: Option<Timestamp>,
     /// The snapshots that are the evidence.
     pub snapshots: Vec<String>,
+    /// The newest scan of them.
+    pub scan: Option<Scan>,
+}
+
+/// How a scan stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Scan {
+    /// Its id.
+    pub scan: ScanId,
+    /// Whether its bundle was read back and is in the log.
+    pub reported: bool,
+    /// What its room told last, and when by the room's clock; none where it has told nothing.
+    pub told: Option<(Timestamp, String)>,
+}
+
+/// The newest scan: by the log where it was reported, else by what its room told last.
+async fn scan(case: &Case, ledger: &Ledger) -> Result<Option<Scan>, String> {
+    let Some(scan) = ledger.orders.keys().next_back().cloned() else { return Ok(None) };
+    if let Some(examined) = ledger.reports.get(&scan) {
+        let told = (examined.at, investigate::counted(&examined.summary));
+        return Ok(Some(Scan { scan, reported: true, told: Some(told) }));
+    }
+    let newest = watch::newest(&*case.store, (&case.scene.case, &scan)).await;
+    let newest = newest.map_err(|error| error.to_string())?;
+    let told = newest.map(|event| (event.at, watch::words(&event.news)));
+    Ok(Some(Scan { scan, reported: false, told }))
 }
 
 /// What keeps an instance contained: looked at again.
@@ -122,7 +148,12 @@ pub async fn of(run: &Run, known: &find::Known) -> Result<Status, FlowError> {
         contained_at: ledger.contained_at,
         preserved_at: ledger.preserved_at,
         snapshots: ledger.snapshots.clone(),
+        scan: None,
     };
+    match scan(&case, &ledger).await {
+        Ok(scan) => status.scan = scan,
+        Err(why) => status.unknown.push(format!("how the scan stands: {why}")),
+    }
     if ledger.closed_at.is_some() || known.released {
         status.state = if ledger.closed_at.is_some() { State::Closed } else { State::Released };
         return Ok(status);

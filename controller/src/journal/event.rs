@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cleanroom_cloud::{Change, Made};
-use cleanroom_contract::{CaseId, InstanceId, Sha256, Timestamp};
+use cleanroom_contract::{CaseId, InstanceId, ScanId, Sha256, Summary, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -79,6 +79,18 @@ pub enum Body {
     Closed { record: Exhibit },
     /// Entries that were appended at the same time, by goals that are worked at side by side. Never nested.
     Several { entries: Vec<Entry> },
+    /// A work order for a clean room was written.
+    Ordered { scan: ScanId, order: Exhibit },
+    /// A clean room's bundle was read back: it is what the room said, whole.
+    Reported {
+        scan: ScanId,
+        exhibits: Vec<Exhibit>,
+        summary: Box<Summary>,
+        /// Volumes of the instance that the room never saw.
+        missing: Vec<VolumeId>,
+    },
+    /// A clean room was taken down; what it leaves.
+    TornDown { stack: String, left: Vec<String> },
     /// A person's word about something outside the steps: `revoke --principal`, `recover`.
     Acted { what: String, outcomes: Vec<Outcome> },
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cleanroom_cloud::Change;
-use cleanroom_contract::Timestamp;
+use cleanroom_contract::{ScanId, Summary, Timestamp, VolumeId};
 
 use super::event::{Body, CustodyEvent, Exhibit, Outcome};
 use crate::{
@@ -11,6 +11,19 @@ use crate::{
     original::Original,
     steps::revoke::not_cut::Survivor,
 };
+
+/// A scan whose bundle was read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// When it was read back.
+    pub at: Timestamp,
+    /// The bundle's files.
+    pub exhibits: Vec<Exhibit>,
+    /// What came of it.
+    pub summary: Summary,
+    /// Volumes of the instance that the room never saw.
+    pub missing: Vec<VolumeId>,
+}
 
 /// The state that the events tell of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +64,10 @@ pub struct Ledger {
     pub preserved_at: Option<Timestamp>,
     /// The snapshots that are the evidence.
     pub snapshots: Vec<String>,
+    /// Work orders for clean rooms.
+    pub orders: BTreeMap<ScanId, Exhibit>,
+    /// Scans whose bundles were read back.
+    pub reports: BTreeMap<ScanId, Examined>,
     /// When it was released.
     pub released_at: Option<Timestamp>,
     /// When it ended.
@@ -135,6 +152,20 @@ impl Ledger {
             Body::Notified { milestone, .. } => {
                 self.notified.insert(milestone.clone());
             }
+            Body::Ordered { scan, order } => {
+                self.orders.insert(scan.clone(), order.clone());
+            }
+            Body::Reported { scan, exhibits, summary, missing } => {
+                let (exhibits, missing) = (exhibits.clone(), missing.clone());
+                let summary = (**summary).clone();
+                self.reports.entry(scan.clone()).or_insert(Examined {
+                    at,
+                    exhibits,
+                    summary,
+                    missing,
+                });
+            }
+            Body::TornDown { .. } => {}
             Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),
             Body::Released { .. } => self.released_at = Some(at),
             Body::Closed { .. } => self.closed_at = Some(at),

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cleanroom_cloud::{ObjectVersion, Store};
-use cleanroom_contract::CaseId;
+use cleanroom_cloud::{Fetched, ObjectVersion, Store};
+use cleanroom_contract::{CaseId, Sha256};
 use futures_util::{StreamExt as _, stream};
 
 use super::{
@@ -39,7 +39,7 @@ pub async fn verify(store: &dyn Store, case: &CaseId) -> Result<Verdict, Journal
         versions.iter().filter_map(|v| event::number(case, &v.key)).collect();
     let mut objects = BTreeMap::new();
     let keys = numbers.iter().map(|number| event::key(case, *number)).collect();
-    for (number, (_, bytes)) in numbers.iter().zip(get_all(store, keys, |bytes| bytes).await) {
+    for (number, bytes) in numbers.iter().zip(get_all(store, keys).await) {
         if let Some(bytes) = bytes.map_err(store_error)? {
             objects.insert(*number, bytes);
         }
@@ -47,11 +47,11 @@ pub async fn verify(store: &dyn Store, case: &CaseId) -> Result<Verdict, Journal
     let (events, mut verdict) = judge(case, &versions, &objects);
     let exhibits: Vec<_> = events.iter().flat_map(exhibits).collect();
     verdict.exhibits = exhibits.len();
-    let keys = exhibits.iter().map(|exhibit| exhibit.key.clone()).collect();
-    for (exhibit, (key, found)) in exhibits.iter().zip(get_all(store, keys, |b| digest(&b)).await) {
+    for (exhibit, found) in exhibits.iter().zip(digests(store, &exhibits).await) {
+        let key = &exhibit.key;
         match found.map_err(store_error)? {
             None => verdict.faults.push(format!("{key} is missing")),
-            Some(found) if found != exhibit.sha256 => {
+            Some(found) if found.sha256 != exhibit.sha256 => {
                 verdict.faults.push(format!("{key} is not what was recorded"));
             }
             Some(_) => {}
@@ -60,25 +60,41 @@ pub async fn verify(store: &dyn Store, case: &CaseId) -> Result<Verdict, Journal
     Ok(verdict)
 }
 
-/// Reads objects, a few at a time, and keeps `of` each.
-async fn get_all<T>(
+/// Reads objects, a few at a time.
+async fn get_all(
     store: &dyn Store,
     keys: Vec<String>,
-    of: fn(Vec<u8>) -> T,
-) -> Vec<(String, cleanroom_cloud::Result<Option<T>>)> {
-    let gets = keys.into_iter().map(|key| async move {
-        let found = store.get(&key).await.map(|bytes| bytes.map(of));
-        (key, found)
-    });
-    let gets: Vec<_> = gets.collect();
+) -> Vec<cleanroom_cloud::Result<Option<Vec<u8>>>> {
+    let gets: Vec<_> = keys.into_iter().map(|key| async move { store.get(&key).await }).collect();
     stream::iter(gets).buffered(8).collect().await
+}
+
+/// Digests objects of any size, a few at a time.
+async fn digests(
+    store: &dyn Store,
+    exhibits: &[Exhibit],
+) -> Vec<cleanroom_cloud::Result<Option<Fetched>>> {
+    // What is larger than it was is another: no need to read all of it.
+    let reads: Vec<_> = exhibits
+        .iter()
+        .map(|e| async move {
+            match store.download(&e.key, None, e.size).await {
+                Err(error) if error.code == "TooLarge" => {
+                    Ok(Some(Fetched { size: e.size.saturating_add(1), sha256: Sha256([0; 32]) }))
+                }
+                found => found,
+            }
+        })
+        .collect();
+    stream::iter(reads).buffered(8).collect().await
 }
 
 /// The objects that an event speaks of.
 fn exhibits(event: &CustodyEvent) -> Vec<Exhibit> {
     let of = |body: &Body| match body {
         Body::Recorded { exhibits, .. } => exhibits.clone(),
-        Body::Closed { record } => vec![record.clone()],
+        Body::Reported { exhibits, .. } => exhibits.clone(),
+        Body::Closed { record: one } | Body::Ordered { order: one, .. } => vec![one.clone()],
         _ => Vec::new(),
     };
     event.entries().flat_map(|(_, _, body)| of(body)).collect()

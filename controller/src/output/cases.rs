@@ -76,6 +76,14 @@ pub(crate) fn statuses(all: &[Status], palette: Palette, width: usize) -> String
 fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
     let mut lines = String::new();
     let mut line = |name: &str, text: &str| lines.push_str(&field(name, &printable(text), width));
+    if let Some(scan) = &status.scan {
+        let told = match &scan.told {
+            Some((at, what)) => format!("{what} ({})", time(*at)),
+            None => "ordered; its room has told nothing yet".to_owned(),
+        };
+        let name = if scan.reported { "report" } else { "scan" };
+        line(name, &format!("{}: {told}", scan.scan));
+    }
     for drift in &status.drift {
         line("DRIFTED", &format!("would do again: {drift}"));
     }
@@ -236,6 +244,7 @@ mod tests {
             contained_at: at(1),
             preserved_at: None,
             snapshots: Vec::new(),
+            scan: None,
         }
     }
 

@@ -3,7 +3,11 @@
 use std::fmt::Write as _;
 
 use cleanroom_contract::printable;
-use cleanroom_controller::{case::Step, flow::Report, steps::isolate::NOT_CUT};
+use cleanroom_controller::{
+    case::Step,
+    flow::{Report, investigate::counted},
+    steps::isolate::NOT_CUT,
+};
 
 use super::field;
 use crate::terminal::Palette;
@@ -33,6 +37,9 @@ pub(crate) fn report(report: &Report, next: &Next, (palette, width): (Palette, u
     line("case", &format!("{}{how}", report.case));
     line("contained", &contained(report, isolate));
     line("preserved", &preserved(report, snapshot));
+    if let Some(reported) = &report.reported {
+        line("report", &format!("{}; {}", counted(&reported.summary), printable(&reported.bundle)));
+    }
     if !report.flushed.is_empty() {
         let flushed = report.flushed.join(", ");
         line("flushed", &format!("{}: tracked flows are dropped too", printable(&flushed)));
@@ -57,6 +64,10 @@ pub(crate) fn report(report: &Report, next: &Next, (palette, width): (Palette, u
     let mut commands = vec![format!("{program} status {}", report.case)];
     if !report.is_whole() {
         commands.insert(0, format!("{program} respond {}", report.instance));
+    }
+    if report.reported.is_some() {
+        commands.push(format!("{program} fetch {}", report.case));
+        commands.push(format!("{program} teardown {}", report.case));
     }
     commands.push(format!("{program} custody verify {}", report.case));
     commands.push(format!("{program} recover {}", report.case));
@@ -111,6 +122,7 @@ mod tests {
             contained_seconds: Some(1.126),
             preserved: true,
             preserved_seconds: Some(12.4),
+            reported: None,
             flushed: vec!["eni-0123456789abcdef0".to_owned()],
             snapshots: vec!["snap-0123456789abcdef0".to_owned()],
             shortfalls: Vec::new(),

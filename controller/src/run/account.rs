@@ -12,7 +12,7 @@ use cleanroom_controller::{
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    FAILED, PARTIAL, Shape, Usage, complain, print, say,
+    FAILED, PARTIAL, Shape, Usage, complain, print, room, say,
     session::{Opening, Session},
     targets,
 };
@@ -29,6 +29,8 @@ pub(super) async fn preflight(opening: &Opening, shape: Shape) -> anyhow::Result
     let key = session.settings.kms_key.as_ref().map(|key| key.value.as_str());
     let mut checks = set(&session);
     checks.extend(preflight::preflight(&session.cloud, &actions, key).await);
+    let room = room::policy(&cli::Room::default(), &session.file, false)?;
+    checks.extend(preflight::room(&session.cloud, &room).await);
     if shape.is_human() {
         print(&output::preflight(&checks, shape.palette, shape.width))?;
     } else {
@@ -84,7 +86,9 @@ pub(super) async fn plan(opening: &Opening, args: &cli::Plan, shape: Shape) -> a
     let steps = args.steps.chosen().map_err(Usage)?;
     let session = opening.open(args.evidence.kms_key.as_deref(), "cleanroom-plan").await?;
     let key = session.settings.kms_key.as_ref().map(|key| key.value.clone());
-    let policy = settings::policy(steps, &args.evidence, &session.file, key);
+    let mut policy = settings::policy(steps, &args.evidence, &session.file, key);
+    policy.room = room::policy(&args.room, &session.file, args.steps.asks_for_a_room())?;
+    policy.room.topic = session.settings.topic.as_ref().map(|topic| topic.value.clone());
     let run = session.run(policy, Progress::silent())?;
     let reason = args.targets.reason.as_deref();
     let plans = words.iter().map(|word| {

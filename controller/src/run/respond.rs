@@ -20,7 +20,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{
-    FAILED, PARTIAL, Shape, Usage, complain, print, say,
+    FAILED, PARTIAL, Shape, Usage, complain, print, room, say,
     session::{Opening, Session},
     signals::{Ended, Signals},
     targets,
@@ -48,12 +48,16 @@ pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> 
         return Err(Usage(why.to_owned()).into());
     }
     let steps = args.steps.chosen().map_err(Usage)?;
+    // Rules that can not be read are told of before anything is changed.
+    let room = room::policy(&args.room, &opening.file()?, args.steps.asks_for_a_room())?;
     // In an assumed role CloudTrail knows the session by the case.
     let session_name = args.case.as_ref().map_or("cleanroom", |case| case.as_str());
     let session = opening.open(args.evidence.kms_key.as_deref(), session_name).await?;
     let instances = targets::resolve(&session, &words, args.targets.skip_bad).await?;
     let key = session.settings.kms_key.as_ref().map(|key| key.value.clone());
-    let policy = settings::policy(steps, &args.evidence, &session.file, key);
+    let mut policy = settings::policy(steps, &args.evidence, &session.file, key);
+    policy.room = room;
+    policy.room.topic = session.settings.topic.as_ref().map(|topic| topic.value.clone());
     let (progress, events) = Progress::channel(DEPTH);
     let mut run = session.run(policy, progress)?;
     run.shared = Arc::new(Shared::with_slots(usize::from(args.concurrency)));

@@ -56,6 +56,19 @@ pub(super) struct Session {
 }
 
 impl Opening {
+    /// The settings file alone.
+    ///
+    /// # Errors
+    /// When a line of it is wrong.
+    pub(super) fn file(&self) -> anyhow::Result<File> {
+        let env = Env::read();
+        let named = self.global.config.as_deref().or_else(|| env.config());
+        Ok(match settings::find(named) {
+            Some(path) => settings::read(&path)?,
+            None => File::default(),
+        })
+    }
+
     /// Reads the settings, connects, and asks who calls. `session` names the session of an assumed role.
     ///
     /// # Errors
@@ -66,11 +79,7 @@ impl Opening {
         session: &str,
     ) -> anyhow::Result<Session> {
         let env = Env::read();
-        let named = self.global.config.as_deref().or_else(|| env.config());
-        let file = match settings::find(named) {
-            Some(path) => settings::read(&path)?,
-            None => File::default(),
-        };
+        let file = self.file()?;
         let flags = (&self.global, kms_key);
         let mut settings = settings::decide(flags, &env, &file, &BTreeMap::new());
         settings.check()?;

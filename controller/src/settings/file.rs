@@ -34,7 +34,48 @@ pub(crate) struct File {
     pub lock_days: Option<u32>,
     pub image: Option<bool>,
     pub nacl: Option<bool>,
+    pub room: Room,
     pub bounds: BoundsInSeconds,
+}
+
+/// What the clean room is made of, and what it looks for.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Room {
+    /// `KEY@sha256=DIGEST`.
+    pub agent: Option<String>,
+    pub image: Option<String>,
+    pub role: Option<String>,
+    pub zone: Option<String>,
+    pub vpc: Option<String>,
+    pub subnet: Option<String>,
+    pub security_group: Option<String>,
+    pub permissions_boundary: Option<String>,
+    pub idle_seconds: Option<u32>,
+    /// Files and folders.
+    pub rules: Vec<PathBuf>,
+    pub indicators: Vec<PathBuf>,
+    /// A template of one's own, in place of the one that is shipped.
+    pub template: Option<PathBuf>,
+}
+
+impl Room {
+    /// What is wrong with it.
+    fn fault(&self) -> Option<String> {
+        if let Some(Err(why)) = self.agent.as_deref().map(crate::cli::agent) {
+            return Some(format!("agent: {why}"));
+        }
+        if self.idle_seconds.is_some_and(|s| !(60..=604_800).contains(&s)) {
+            return Some("idle_seconds is from 60 to 604800".to_owned());
+        }
+        let shared = [&self.vpc, &self.subnet, &self.security_group].map(Option::is_some);
+        if shared != [shared[0]; 3] {
+            return Some(
+                "vpc, subnet and security_group are set together or not at all".to_owned(),
+            );
+        }
+        None
+    }
 }
 
 /// The file's own form.
@@ -52,6 +93,7 @@ struct Toml {
     lock_days: Option<toml::Spanned<u32>>,
     image: Option<bool>,
     nacl: Option<bool>,
+    room: Option<toml::Spanned<Room>>,
     bounds: Option<toml::Spanned<BoundsInSeconds>>,
 }
 
@@ -68,10 +110,11 @@ pub(crate) struct BoundsInSeconds {
     open: Option<f64>,
     poll: Option<f64>,
     call: Option<f64>,
+    silence: Option<f64>,
 }
 
 impl BoundsInSeconds {
-    fn all(&self) -> [(&'static str, Option<f64>); 9] {
+    fn all(&self) -> [(&'static str, Option<f64>); 10] {
         [
             ("custody", self.custody),
             ("original", self.original),
@@ -82,6 +125,7 @@ impl BoundsInSeconds {
             ("open", self.open),
             ("poll", self.poll),
             ("call", self.call),
+            ("silence", self.silence),
         ]
     }
 
@@ -110,6 +154,7 @@ impl BoundsInSeconds {
             open: or(self.open, default.open),
             poll: or(self.poll, default.poll),
             call: or(self.call, default.call),
+            silence: or(self.silence, default.silence),
         }
     }
 }
@@ -169,6 +214,11 @@ fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
         return Err(malformed(days.span().start, "lock_days is from 1 to 36500".to_owned()));
     }
     if let Some((at, why)) =
+        toml.room.as_ref().and_then(|r| Some((r.span().start, r.get_ref().fault()?)))
+    {
+        return Err(malformed(at, why));
+    }
+    if let Some((at, why)) =
         toml.bounds.as_ref().and_then(|b| Some((b.span().start, b.get_ref().fault()?)))
     {
         return Err(malformed(at, why));
@@ -192,6 +242,7 @@ fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
         lock_days: toml.lock_days.map(toml::Spanned::into_inner),
         image: toml.image,
         nacl: toml.nacl,
+        room: toml.room.map(toml::Spanned::into_inner).unwrap_or_default(),
         bounds: toml.bounds.map(toml::Spanned::into_inner).unwrap_or_default(),
     })
 }
@@ -251,6 +302,9 @@ open = 1
                 "[bounds]\ngoal = nan",
                 "cleanroom.toml:1: goal is more than 0 and at most 86400 seconds",
             ),
+            ("[room]\nvpc = \"vpc-1\"", "cleanroom.toml:1: vpc, subnet and security_group are set"),
+            ("[room]\nagent = \"x\"", "cleanroom.toml:1: agent: give the key and the digest"),
+            ("[room]\nidle_seconds = 1", "cleanroom.toml:1: idle_seconds is from 60 to 604800"),
             ("[bounds]\nlunch = 60", "cleanroom.toml:2: unknown field `lunch`, expected one of "),
         ] {
             let error = parse(Path::new("cleanroom.toml"), text).expect_err(text).to_string();

@@ -18,6 +18,8 @@ pub enum Milestone {
     Preserved,
     Failed,
     Released,
+    Reported,
+    Unreported,
 }
 
 impl Milestone {
@@ -29,29 +31,35 @@ impl Milestone {
             Self::Preserved => "preserved",
             Self::Failed => "failed",
             Self::Released => "released",
+            Self::Reported => "reported",
+            Self::Unreported => "unreported",
         }
     }
 
     fn severity(self) -> &'static str {
         match self {
-            Self::Contained | Self::Failed => "high",
-            Self::Preserved | Self::Released => "info",
+            Self::Contained | Self::Failed | Self::Unreported => "high",
+            Self::Preserved | Self::Released | Self::Reported => "info",
         }
     }
 }
 
 /// Publishes, unless the log says that this was published. A topic that fails is a shortfall.
 pub async fn publish(case: &Case, milestone: Milestone, lines: &[String]) {
-    if !case.does(Step::Notify) || case.journal.ledger().await.notified.contains(milestone.as_str())
-    {
+    publish_as(case, milestone, milestone.as_str(), lines).await;
+}
+
+/// As [`publish`], once for each name in the log: a case may have several scans.
+pub async fn publish_as(case: &Case, milestone: Milestone, name: &str, lines: &[String]) {
+    if !case.does(Step::Notify) || case.journal.ledger().await.notified.contains(name) {
         return;
     }
     case.progress.began(&case.scene.instance, Step::Notify, milestone.as_str());
-    send(case, milestone, lines).await;
+    send(case, (milestone, name), lines).await;
     case.progress.ended(&case.scene.instance, Step::Notify, milestone.as_str());
 }
 
-async fn send(case: &Case, milestone: Milestone, lines: &[String]) {
+async fn send(case: &Case, (milestone, name): (Milestone, &str), lines: &[String]) {
     let notice = compose(case, milestone, lines);
     let mut pause = Duration::from_millis(200);
     let sending = async {
@@ -69,7 +77,7 @@ async fn send(case: &Case, milestone: Milestone, lines: &[String]) {
     match ended.unwrap_or_else(|_| Err("the topic did not answer in time".to_owned())) {
         Ok(None) => case.note("no topic is configured: nobody was told".to_owned()),
         Ok(message) => {
-            let body = Body::Notified { milestone: milestone.as_str().to_owned(), message };
+            let body = Body::Notified { milestone: name.to_owned(), message };
             case.journal.append(Some(Step::Notify), body).await;
         }
         Err(why) => case.short(Shortfall {

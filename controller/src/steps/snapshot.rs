@@ -135,6 +135,22 @@ async fn sets(scene: &Scene) -> Result<(Sets, Targets)> {
     Ok((judge(&snapshots?, &targets.volumes, targets.apart, ours), targets))
 }
 
+/// What a clean room's volumes are made from: each volume's snapshot that is the evidence, or its copy under the case's own
+/// key where that is whole; and the volumes that have none.
+pub(crate) async fn for_a_room(
+    scene: &Scene,
+) -> Result<(BTreeMap<VolumeId, Snapshot>, Vec<VolumeId>)> {
+    let (mut sets, Targets { volumes, .. }) = sets(scene).await?;
+    let lacking = volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).cloned().collect();
+    for snapshot in sets.evidence.values_mut() {
+        let copy = sets.copies.get(snapshot.id.as_str());
+        if let Some(copy) = copy.filter(|copy| copy.state == SnapshotState::Completed) {
+            *snapshot = copy.clone();
+        }
+    }
+    Ok((sets.evidence, lacking))
+}
+
 /// Snapshots of every volume have begun: their content is fixed.
 #[derive(Debug)]
 pub struct Take;

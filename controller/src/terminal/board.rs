@@ -34,6 +34,7 @@ struct Entry {
     open: BTreeSet<String>,
     contained: Option<f64>,
     preserved: Option<f64>,
+    reported: Option<f64>,
     /// What it came to.
     over: Option<bool>,
 }
@@ -82,6 +83,7 @@ impl Entry {
             Event::Milestone { name, seconds, .. } => match *name {
                 "contained" => self.contained = Some(*seconds),
                 "preserved" => self.preserved = Some(*seconds),
+                "reported" => self.reported = Some(*seconds),
                 _ => {}
             },
             Event::Change { .. } | Event::Note { .. } => {}
@@ -156,7 +158,11 @@ impl Board {
         if !entry.case.is_empty() {
             let _ = write!(head, "  case {}", entry.case);
         }
-        for (name, seconds) in [("contained", entry.contained), ("preserved", entry.preserved)] {
+        for (name, seconds) in [
+            ("contained", entry.contained),
+            ("preserved", entry.preserved),
+            ("reported", entry.reported),
+        ] {
             if let Some(seconds) = seconds {
                 let _ = write!(head, "  {}", self.palette.good(&format!("{name} {seconds:.1} s")));
             }
@@ -297,7 +303,7 @@ mod tests {
         assert_eq!(
             board.frame(2.0, (100, 24)),
             "i-00000000000000001  case case-1  contained 1.1 s
-  ✓verify ✓protect ·detach ▸snapshot ▸isolate !revoke ·tag ·record ·notify
+  ✓verify ✓protect ·detach ▸snapshot ▸isolate !revoke ·tag ·record ·notify ·clean_room
   snapshot waits for snap-0123456789abcdef0 34 %
   ! revoke: the role's policies\\u{1b} are full"
         );
@@ -305,7 +311,7 @@ mod tests {
         let frame = board.frame(9.0, (100, 24));
         assert!(
             frame.contains(
-                "✓verify ✓protect ✓detach ✓snapshot ✓isolate !revoke ✓tag ✓record ✓notify"
+                "✓verify ✓protect ✓detach ✓snapshot ✓isolate !revoke ✓tag ✓record ✓notify ✓clean_room"
             ),
             "{frame}"
         );

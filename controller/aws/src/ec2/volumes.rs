@@ -6,7 +6,7 @@ use aws_sdk_ec2::types::{
     Filter, Image as DescribedImage, LockState, ProductCodeValues, Snapshot as DescribedSnapshot,
     SnapshotInfo, SnapshotState as DescribedState, Volume as DescribedVolume, VolumeAttributeName,
 };
-use cleanroom_cloud::{Image, ImageId, Result, Snapshot, SnapshotState, Volume};
+use cleanroom_cloud::{Image, ImageId, PublicImage, Result, Snapshot, SnapshotState, Volume};
 use cleanroom_contract::{CaseId, InstanceId, SnapshotId, VolumeId};
 use tokio::task::JoinSet;
 
@@ -231,6 +231,34 @@ pub(crate) async fn images(clients: &Clients, case: &CaseId) -> Result<Vec<Image
         .send();
     let pages = pages::all(IMAGES, case, stream).await?;
     pages.into_iter().flat_map(|page| page.images.unwrap_or_default()).map(image).collect()
+}
+
+/// The newest image that an owner offers under a name with `*`. Deprecated ones are left out, as EC2 does for who is not their
+/// owner.
+pub(crate) async fn public_image(
+    clients: &Clients,
+    owner: &str,
+    name: &str,
+    architecture: &str,
+) -> Result<Option<PublicImage>> {
+    let stream = clients
+        .ec2
+        .describe_images()
+        .owners(owner)
+        .filters(filter("name", [name]))
+        .filters(filter("architecture", [architecture]))
+        .filters(filter("state", ["available"]))
+        .filters(filter("root-device-type", ["ebs"]))
+        .into_paginator()
+        .send();
+    let pages = pages::all(IMAGES, name, stream).await?;
+    let images = pages.into_iter().flat_map(|page| page.images.unwrap_or_default());
+    let named = images.filter_map(|i| {
+        let (id, created) = (i.image_id?, i.creation_date?);
+        Some(PublicImage { id: ImageId::from(id), name: i.name.unwrap_or_default(), created })
+    });
+    // Two of one moment: the one of the greater id, so that every run takes the same.
+    Ok(named.max_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id))))
 }
 
 /// An image in our words.

@@ -22,7 +22,8 @@ use crate::{
 /// then revokes both directions at once; opening one authorises both directions at once.
 fn links(change: &Change) -> u32 {
     match change {
-        Change::EmptyGroup { .. } => 2,
+        // A stack's template is read first.
+        Change::EmptyGroup { .. } | Change::CreateStack { .. } => 2,
         _ => 1,
     }
 }
@@ -89,6 +90,8 @@ impl World {
             | C::DeleteRolePolicy { .. }
             | C::SetAccessKey { .. }
             | C::PutUserPolicy { .. } => self.change_identity(change),
+            C::CreateStack { .. } => self.create_stack(change),
+            C::DeleteStack { id, .. } => Ok(self.delete_stack(id)),
         }
     }
 }

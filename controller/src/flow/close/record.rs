@@ -185,6 +185,20 @@ fn sentence(body: &Body) -> String {
         }
         Body::Released { reason, forced } => released(reason.as_deref(), *forced),
         Body::Closed { record } => format!("closed the case with {}", text(&record.key)),
+        Body::Ordered { scan, order } => {
+            format!("ordered scan {scan} with {}", text(&order.key))
+        }
+        Body::Reported { scan, exhibits, summary, missing } => format!(
+            "read back the bundle of scan {scan}, {} files, and it is what its room said: {}; {} volumes were never seen",
+            exhibits.len(),
+            crate::flow::investigate::counted(summary),
+            missing.len()
+        ),
+        Body::TornDown { stack, left } => format!(
+            "took the clean room {} down; left are {}",
+            text(stack),
+            list(left.iter().map(|what| text(what)))
+        ),
         Body::Acted { what, outcomes } => format!("{}: {}", text(what), ended(outcomes)),
     }
 }

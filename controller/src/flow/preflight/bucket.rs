@@ -10,7 +10,7 @@ use super::{
 const AREA: &str = "bucket";
 
 /// Whether a default encryption names AWS's own key, by its alias.
-pub(super) fn is_default_key(key: &str) -> bool {
+pub(crate) fn is_default_key(key: &str) -> bool {
     matches!(key, "aws/s3" | "alias/aws/s3") || key.ends_with(":alias/aws/s3")
 }
 

@@ -1,0 +1,77 @@
+//! Examines a case's snapshots once more, with other rules: on a person's word, in any state of the case.
+//!
+//! A standing room takes the new order up; where none stands, one is made. What was examined before stays as it is.
+
+use cleanroom_contract::{CaseId, ScanId};
+use serde::Serialize;
+
+use super::{FlowError, Reported, find, investigate};
+use crate::{
+    case::{Case, Run, Shortfall, lock},
+    steps::clean_room::order::{self, Ordered},
+};
+
+/// What a rescan came to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rescanned {
+    /// The case.
+    pub case: CaseId,
+    /// The scan that was ordered; none where it could not be.
+    pub scan: Option<ScanId>,
+    /// What came of it; none where that is not known yet, or nothing did.
+    pub reported: Option<Reported>,
+    /// What is not done.
+    pub shortfalls: Vec<Shortfall>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+impl Rescanned {
+    /// Whether all that was ordered was examined.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.reported.is_some() && self.shortfalls.is_empty()
+    }
+}
+
+/// Orders a scan with the run's rules and indicators, and waits for its bundle. Run again, it goes on with the same order as
+/// long as that asks for the same files and has not ended.
+///
+/// # Errors
+/// When there is no such case, or its log can not be read.
+pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
+    let (case, _, _) = find::open(run, id).await?;
+    let ordered = match under_way(&case).await {
+        Some(ordered) => {
+            case.note(format!(
+                "scan {} is under way with the same files: it is joined",
+                ordered.order.scan
+            ));
+            order::log(&case, &ordered).await;
+            Some(ordered)
+        }
+        None => investigate::place(&case).await,
+    };
+    let scan = ordered.as_ref().map(|ordered| ordered.order.scan.clone());
+    let reported = match ordered {
+        Some(ordered) => investigate::examine(&case, ordered).await,
+        None => None,
+    };
+    case.journal.catch_up().await;
+    let shortfalls = lock(&case.shortfalls).clone();
+    let notes = lock(&case.notes).clone();
+    Ok(Rescanned { case: id.clone(), scan, reported, shortfalls, notes })
+}
+
+/// The newest order, where it asks for the same files and nothing has come of it yet.
+async fn under_way(case: &Case) -> Option<Ordered> {
+    let ordered = order::newest(&*case.store, &case.scene.case).await.ok().flatten()?;
+    let (room, order) = (&case.scene.policy.room, &ordered.order);
+    let same = order::asks_for(&order.rules, &room.rules)
+        && order::asks_for(&order.indicators, &room.indicators);
+    let reported = case.journal.ledger().await.reports.contains_key(&order.scan);
+    if !same || reported || investigate::has_failed(case, &order.scan).await {
+        return None;
+    }
+    Some(ordered)
+}

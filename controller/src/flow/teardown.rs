@@ -1,0 +1,170 @@
+//! Takes a case's clean room down: the stack and the volumes that it made, and nothing else, ever.
+//!
+//! Snapshots, records, bundles and the custody log stay. What stays is listed, with what it costs a month.
+
+use std::fmt;
+
+use cleanroom_cloud::{Stack, StackState};
+use cleanroom_contract::{CaseId, VolumeId};
+use serde::Serialize;
+
+use super::{FlowError, find};
+use crate::{
+    case::{Case, Run, Shortfall, Step, lock},
+    engine::{Direction, ensure},
+    journal::event::Body,
+    steps::clean_room::{Remove, order, stack_name},
+};
+
+/// List prices of us-east-1 in US dollars a GiB and month (aws.amazon.com/ebs/pricing, aws.amazon.com/s3/pricing): snapshots in
+/// the standard tier, objects in S3 Standard.
+const SNAPSHOT_PRICE: f64 = 0.05;
+/// The same for objects.
+const OBJECT_PRICE: f64 = 0.023;
+
+/// Something that stays.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Left {
+    /// What it is.
+    pub what: String,
+    /// How much of it, in GiB, at most.
+    pub gib: f64,
+    /// What it costs a month at most, in US dollars by the list prices of us-east-1.
+    pub dollars_a_month: f64,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, gib, dollars_a_month } = self;
+        write!(f, "{what}: at most {gib:.1} GiB, {dollars_a_month:.2} USD a month")
+    }
+}
+
+/// What a teardown would do.
+#[derive(Debug)]
+pub struct Proposal {
+    case: Case,
+    stack: Option<Stack>,
+    /// What will be deleted, one line each; nothing where the room is gone already.
+    pub removes: Vec<String>,
+    /// What stays.
+    pub left: Vec<Left>,
+    /// What a person should know before.
+    pub notes: Vec<String>,
+}
+
+/// What a teardown came to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TornDown {
+    /// The case.
+    pub case: CaseId,
+    /// Whether nothing of the room is left.
+    pub whole: bool,
+    /// What stays.
+    pub left: Vec<Left>,
+    /// What is not done.
+    pub shortfalls: Vec<Shortfall>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// The volumes that a stack made.
+fn volumes(stack: &Stack) -> Vec<VolumeId> {
+    let of = |(name, value): (&String, &String)| {
+        name.starts_with("Volume").then(|| value.parse().ok()).flatten()
+    };
+    stack.outputs.iter().filter_map(of).collect()
+}
+
+/// Looks at what a teardown would do.
+///
+/// # Errors
+/// When there is no such case, or what there is can not be read.
+pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
+    let (case, ledger, _) = find::open(run, id).await?;
+    let name = stack_name(id);
+    let failed = |source| FlowError::Cloud { what: format!("the stack {name}"), source };
+    let stack = case.scene.inventory.find_stack(&name).await.map_err(failed)?;
+    let mut removes = Vec::new();
+    if let Some(stack) = &stack {
+        removes.push(format!("the stack {}, {}", stack.name, stack.status));
+        let instance = stack.outputs.get("Instance");
+        removes.extend(instance.map(|id| format!("the room's instance {id}")));
+        removes.extend(volumes(stack).into_iter().map(|id| format!("{id}, a copy of evidence")));
+    }
+    let mut notes = Vec::new();
+    if let (Some(_), Ok(Some(ordered))) = (&stack, order::newest(&*case.store, id).await)
+        && !ledger.reports.contains_key(&ordered.order.scan)
+    {
+        notes.push(format!(
+            "scan {} has no report yet: without its room it gets none (respond makes another)",
+            ordered.order.scan
+        ));
+    }
+    let left = left(&case).await?;
+    Ok(Proposal { case, stack, removes, left, notes })
+}
+
+/// What stays of a case.
+async fn left(case: &Case) -> Result<Vec<Left>, FlowError> {
+    let id = &case.scene.case;
+    let failed = |source| FlowError::Cloud { what: format!("what is left of {id}"), source };
+    let snapshots = case.scene.inventory.snapshots(id).await.map_err(failed)?;
+    let prefix = format!("cases/{id}/");
+    let objects = case.store.versions(&prefix).await.map_err(failed)?;
+    let mut left = Vec::new();
+    if !snapshots.is_empty() {
+        let gib = snapshots.iter().map(|s| f64::from(s.size)).sum();
+        left.push(Left {
+            what: format!("{} snapshots", snapshots.len()),
+            gib,
+            dollars_a_month: gib * SNAPSHOT_PRICE,
+        });
+    }
+    #[expect(clippy::cast_precision_loss, reason = "to a tenth of a GiB")]
+    let gib = objects.iter().map(|o| o.size).sum::<u64>() as f64 / f64::from(1 << 30);
+    left.push(Left {
+        what: format!("{} objects below s3://{}/{prefix}", objects.len(), case.store.bucket()),
+        gib,
+        dollars_a_month: gib * OBJECT_PRICE,
+    });
+    Ok(left)
+}
+
+/// Takes the room down and reads back that it is gone. Twice is as good as once.
+///
+/// # Errors
+/// When what is left can not be read.
+pub async fn carry_out(proposal: Proposal) -> Result<TornDown, FlowError> {
+    let Proposal { case, stack, left, notes, .. } = proposal;
+    let mut whole = ensure(&case, &Remove, Direction::Respond).await.whole;
+    if let Some(stack) = stack.filter(|stack| whole && stack.state != StackState::Deleting) {
+        let copies = volumes(&stack);
+        match crate::engine::again(case.bounds.goal, || case.scene.inventory.volumes(&copies)).await
+        {
+            Ok(there) if there.is_empty() => {}
+            Ok(there) => {
+                whole = false;
+                let ids: Vec<_> = there.iter().map(|v| v.id.to_string()).collect();
+                case.short(Shortfall {
+                    step: Step::CleanRoom,
+                    what: format!(
+                        "copies of evidence are left although their stack is gone: {}",
+                        ids.join(", ")
+                    ),
+                    advice: "delete these volumes by hand; the snapshots they were made from stay"
+                        .to_owned(),
+                });
+            }
+            Err(why) => case.note(format!("whether its volumes are gone could not be read: {why}")),
+        }
+        let left = left.iter().map(ToString::to_string).collect();
+        let body = Body::TornDown { stack: stack.id, left };
+        case.journal.append(Some(Step::CleanRoom), body).await;
+    }
+    case.journal.catch_up().await;
+    let shortfalls = lock(&case.shortfalls).clone();
+    let mut notes = notes;
+    notes.extend(lock(&case.notes).iter().cloned());
+    Ok(TornDown { case: case.scene.case.clone(), whole, left, shortfalls, notes })
+}

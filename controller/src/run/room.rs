@@ -1,0 +1,417 @@
+//! Commands on clean rooms and what comes out of them: deploy, report, fetch, rescan, teardown.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use cleanroom_cloud::{Put, Store};
+use cleanroom_contract::{CaseId, OrderedFile, ScanId, Severity, printable};
+use cleanroom_controller::{
+    case::Step,
+    flow::{
+        fetch,
+        investigate::counted,
+        rescan::{self, Rescanned},
+        teardown,
+    },
+    progress::{Event, Progress},
+    room::{AGENT, Given, LATEST, Latest, RoomPolicy},
+    steps::clean_room::{artifacts, bundle::parse_sums},
+};
+
+use super::{
+    FAILED, PARTIAL, Shape, Usage, print, say,
+    session::Opening,
+    signals::{Ended, Signals},
+};
+use crate::{
+    cli::{Deploy, Fetch, Rescan, Room, Teardown, agent},
+    output, settings, terminal,
+};
+
+/// The largest file of rules or indicators that is taken, in bytes.
+const MOST_BYTES: u64 = 256 << 20;
+/// How many files of rules or indicators are taken.
+const MOST_FILES: usize = 10_000;
+/// How deep folders of them are.
+const MOST_DEPTH: usize = 16;
+
+/// The clean room that people want, from flags and file. Reads the files that they name.
+///
+/// # Errors
+/// When one of them can not be read: a mistake of the command line, told before anything is changed.
+pub(super) fn policy(
+    flags: &Room,
+    file: &settings::File,
+    asked: bool,
+) -> anyhow::Result<RoomPolicy> {
+    let (default, set) = (RoomPolicy::default(), &file.room);
+    let given = |flags: &[PathBuf], set: &[PathBuf]| {
+        files(if flags.is_empty() { set } else { flags }).map_err(Usage)
+    };
+    let named = match (&flags.agent, set.agent.as_deref()) {
+        (Some(flag), _) => Some(flag.clone()),
+        (None, Some(text)) => Some(agent(text).map_err(Usage)?),
+        (None, None) => None,
+    };
+    let template = match &set.template {
+        None => default.template.clone(),
+        Some(path) => {
+            let text = fs::read_to_string(path);
+            Arc::from(text.map_err(|error| Usage(told("read the template", path, &error)))?)
+        }
+    };
+    Ok(RoomPolicy {
+        asked: asked || named.is_some(),
+        agent: named.map(|agent| (agent.key, agent.sha256)),
+        image: flags.image_id.as_ref().or(set.image.as_ref()).map(|id| id.as_str().into()),
+        role: flags.room_role.clone().or_else(|| set.role.clone()),
+        zone: set.zone.clone(),
+        vpc: set.vpc.clone(),
+        subnet: set.subnet.clone(),
+        group: set.security_group.clone(),
+        boundary: set.permissions_boundary.clone(),
+        idle_seconds: set.idle_seconds.unwrap_or(default.idle_seconds),
+        rules: given(&flags.rules, &set.rules)?,
+        indicators: given(&flags.indicators, &set.indicators)?,
+        template,
+        ..default
+    })
+}
+
+fn told(what: &str, path: &Path, error: &std::io::Error) -> String {
+    format!("{what} {}: {error}", printable(&path.to_string_lossy()))
+}
+
+/// Files, and those in folders, by names without slashes.
+fn files(paths: &[PathBuf]) -> Result<Vec<Given>, String> {
+    let mut given = Vec::new();
+    for path in paths {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let about = fs::metadata(path).map_err(|error| told("read", path, &error))?;
+        let base = if about.is_dir() { String::new() } else { name.unwrap_or_default() };
+        take(path, &base, MOST_DEPTH, &mut given)?;
+    }
+    let mut names = BTreeSet::new();
+    for file in &given {
+        if !names.insert(&file.name) {
+            return Err(format!("two files are called {}: rename one", printable(&file.name)));
+        }
+    }
+    Ok(given)
+}
+
+fn take(path: &Path, name: &str, depth: usize, given: &mut Vec<Given>) -> Result<(), String> {
+    let failed = |error| told("read", path, &error);
+    let about = fs::metadata(path).map_err(failed)?;
+    if about.is_dir() {
+        if depth == 0 {
+            return Err(format!("{} lies too deep", printable(&path.to_string_lossy())));
+        }
+        let mut entries: Vec<_> =
+            fs::read_dir(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let own = entry.file_name().to_string_lossy().into_owned();
+            if own.starts_with('.') {
+                continue;
+            }
+            let below = if name.is_empty() { own } else { format!("{name}__{own}") };
+            take(&entry.path(), &below, depth - 1, given)?;
+        }
+        return Ok(());
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+    let name: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
+    if !about.is_file() || about.len() > MOST_BYTES || given.len() >= MOST_FILES {
+        let shown = printable(&path.to_string_lossy());
+        return Err(format!("{shown} is no file of rules: none, too large, or one too many"));
+    }
+    let bytes = fs::read(path).map_err(failed)?;
+    given.push(Given { name, bytes: bytes.into() });
+    Ok(())
+}
+
+/// Puts the programs of a room into the bucket.
+pub(super) async fn deploy(opening: &Opening, args: &Deploy, shape: Shape) -> anyhow::Result<u8> {
+    let path = args.artifacts.join(AGENT);
+    if !path.is_file() {
+        let why = format!(
+            "{} is not there: build it with cargo package-release",
+            printable(&path.to_string_lossy())
+        );
+        return Err(Usage(why).into());
+    }
+    let session = opening.open(None, "cleanroom-deploy").await?;
+    let store = &*session.cloud.store;
+    let agent = put(store, "agent", AGENT, &path).await?;
+    compare(&args.artifacts, &agent)?;
+    let tools = match &args.tools {
+        None => artifacts::latest(store).await.ok().flatten().and_then(|latest| latest.tools),
+        Some(path) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Some(put(store, "tools", &name, path).await?)
+        }
+    };
+    let latest = Latest { v: 1, agent, tools };
+    let bytes = serde_json::to_vec_pretty(&latest).context("write the pointer")?;
+    store.renew(LATEST, bytes).await.context("renew the pointer")?;
+    let text = if shape.is_human() {
+        let tools = latest.tools.as_ref().map(|t| format!("tools  {}\n", printable(&t.key)));
+        format!("agent  {}\n{}", printable(&latest.agent.key), tools.unwrap_or_default())
+    } else {
+        output::record("deployed", &latest)
+    };
+    print(&text)?;
+    Ok(0)
+}
+
+/// Uploads a file under its digest, and makes sure that it is what lies there.
+async fn put(
+    store: &dyn Store,
+    folder: &str,
+    name: &str,
+    path: &Path,
+) -> anyhow::Result<OrderedFile> {
+    let shown = printable(&path.to_string_lossy());
+    let sha256 = fetch::digest_of(path)?.map(|(_, sha256)| sha256);
+    let sha256 = sha256.with_context(|| format!("{shown} is not there"))?;
+    let key = artifacts::key(folder, &sha256, name);
+    let put = store.upload(&key, path).await.with_context(|| format!("upload {shown}"))?;
+    if put == Put::Exists {
+        artifacts::held(store, &key, &sha256).await?;
+    }
+    Ok(OrderedFile { name: name.to_owned(), key, sha256 })
+}
+
+/// Compares what was uploaded with the folder's own sums, where it has any.
+fn compare(folder: &Path, agent: &OrderedFile) -> anyhow::Result<()> {
+    let path = folder.join("SHA256SUMS");
+    let list = match fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        list => list.with_context(|| format!("read {}", printable(&path.to_string_lossy())))?,
+    };
+    let sums = parse_sums(&list).map_err(anyhow::Error::msg)?;
+    match sums.get(AGENT) {
+        Some(sha256) if *sha256 != agent.sha256 => {
+            anyhow::bail!("{AGENT} is not the one that its SHA256SUMS names: {}", agent.sha256)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Shows what a report says.
+pub(super) async fn report(
+    opening: &Opening,
+    case: &CaseId,
+    scan: Option<&ScanId>,
+    shape: Shape,
+) -> anyhow::Result<u8> {
+    let session = opening.open(None, case.as_str()).await?;
+    let (scan, report, logged) = fetch::report(&session.quiet()?, case, scan).await?;
+    if !shape.is_human() {
+        let fields =
+            serde_json::json!({ "case": case, "scan": scan, "logged": logged, "report": report });
+        print(&output::record("report", &fields))?;
+        return Ok(0);
+    }
+    let mut text = format!("scan {scan} of {case}: {}\n", counted(&report.summary));
+    if !logged {
+        text.push_str("its bundle was not read back yet: respond does\n");
+    }
+    for finding in report.worst.iter().filter(|f| f.severity >= Severity::Medium).take(20) {
+        let path = finding.path.as_ref().map(|path| path.path.as_str()).unwrap_or_default();
+        text.push_str(&format!(
+            "  {:<8}  {}  {} {}\n",
+            finding.severity.as_str(),
+            printable(&finding.title),
+            printable(&finding.volume),
+            printable(path),
+        ));
+    }
+    text.push_str(&format!("all of it: cleanroom fetch {case} --scan {scan}\n"));
+    print(&text)?;
+    Ok(0)
+}
+
+/// Brings a bundle here.
+pub(super) async fn fetch(opening: &Opening, args: &Fetch, shape: Shape) -> anyhow::Result<u8> {
+    let session = opening.open(None, args.case.as_str()).await?;
+    let run = session.quiet()?;
+    let fetched = fetch::fetch(&run, &args.case, args.scan.as_ref(), args.out.as_deref()).await?;
+    if !shape.is_human() {
+        print(&output::record("fetched", &fetched))?;
+        return Ok(0);
+    }
+    let folder = printable(&fetched.folder.to_string_lossy());
+    let known = if fetched.logged {
+        "the custody log has it so"
+    } else {
+        "it is not in the custody log yet"
+    };
+    print(&format!(
+        "{folder}: {} files, {} bytes, every one as SHA256SUMS says; {known}\n",
+        fetched.came + fetched.kept,
+        fetched.bytes
+    ))?;
+    Ok(0)
+}
+
+/// Examines a case again.
+pub(super) async fn rescan(opening: &Opening, args: &Rescan, shape: Shape) -> anyhow::Result<u8> {
+    let room = policy(&args.room, &opening.file()?, true)?;
+    let session = opening.open(None, args.case.as_str()).await?;
+    let mut run = session.quiet()?;
+    run.policy.room = room;
+    run.policy.room.topic = session.settings.topic.as_ref().map(|topic| topic.value.clone());
+    let (progress, mut events) = Progress::channel(1024);
+    run.progress = progress;
+    let mut signals = Signals::take().context("take over signals")?;
+    let work = async {
+        let mut work = std::pin::pin!(rescan::rescan(&run, &args.case));
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = events.recv() => show(&event, shape)?,
+                ended = &mut work => return ended.map_err(anyhow::Error::new),
+            }
+        }
+    };
+    let rescanned = match signals.guard(&run.shared, work, say).await {
+        Ended::Done(rescanned) => rescanned?,
+        Ended::Interrupted(status) => {
+            say("the room goes on; rescan with the same rules waits for it again");
+            return Ok(status);
+        }
+    };
+    print(&rescanned_text(&rescanned, shape))?;
+    Ok(match (rescanned.is_whole(), &rescanned.scan) {
+        (true, _) => 0,
+        (false, Some(_)) => PARTIAL,
+        (false, None) => FAILED,
+    })
+}
+
+/// Progress: lines for people on stderr, records for programs.
+fn show(event: &Event, shape: Shape) -> anyhow::Result<()> {
+    if !shape.is_human() {
+        // An event has a type of its own.
+        let line = serde_json::to_string(event).context("tell progress")?;
+        return print(&format!("{line}\n"));
+    }
+    match event {
+        Event::Waiting { step: Step::CleanRoom, what, .. } => say(&printable(what)),
+        Event::Change { change, resource, .. } => {
+            say(&format!("{}: {}", printable(resource), printable(change)));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn rescanned_text(rescanned: &Rescanned, shape: Shape) -> String {
+    if !shape.is_human() {
+        return output::record("rescanned", rescanned);
+    }
+    let mut text = String::new();
+    for shortfall in &rescanned.shortfalls {
+        text.push_str(&output::field("NOT DONE", &printable(&shortfall.what), shape.width));
+        text.push_str(&output::field("  do", &printable(&shortfall.advice), shape.width));
+    }
+    for note in &rescanned.notes {
+        text.push_str(&output::field("note", &printable(note), shape.width));
+    }
+    if let Some(reported) = &rescanned.reported {
+        text.push_str(&output::field("report", &counted(&reported.summary), shape.width));
+        text.push_str(&output::field("bundle", &printable(&reported.bundle), shape.width));
+    }
+    text
+}
+
+/// Deletes a room.
+pub(super) async fn teardown(
+    opening: &Opening,
+    args: &Teardown,
+    shape: Shape,
+) -> anyhow::Result<u8> {
+    let session = opening.open(None, args.case.as_str()).await?;
+    let run = session.quiet()?;
+    let proposal = teardown::propose(&run, &args.case).await?;
+    let stands = !proposal.removes.is_empty();
+    if shape.is_human() {
+        let mut text = String::new();
+        let mut line = |name: &str, what: &str| {
+            text.push_str(&output::field(name, &printable(what), shape.width))
+        };
+        for removes in &proposal.removes {
+            line("delete", removes);
+        }
+        if !stands {
+            line("delete", "nothing: there is no room");
+        }
+        for note in &proposal.notes {
+            line("note", note);
+        }
+        print(&text)?;
+    }
+    if stands && !args.yes {
+        if !terminal::can_ask() {
+            let why = "there is no terminal to ask on: give --yes; nothing was deleted";
+            return Err(Usage(why.to_owned()).into());
+        }
+        if !terminal::ask(&format!("Delete the clean room of {}?", args.case)) {
+            say("nothing was deleted");
+            return Ok(FAILED);
+        }
+    }
+    let mut signals = Signals::take().context("take over signals")?;
+    let work = teardown::carry_out(proposal);
+    let torn = match signals.guard(&run.shared, work, say).await {
+        Ended::Done(torn) => torn?,
+        Ended::Interrupted(status) => {
+            say("teardown again goes on where it was");
+            return Ok(status);
+        }
+    };
+    let text = if shape.is_human() {
+        let mut text = String::new();
+        for shortfall in &torn.shortfalls {
+            text.push_str(&output::field("NOT DONE", &printable(&shortfall.what), shape.width));
+            text.push_str(&output::field("  do", &printable(&shortfall.advice), shape.width));
+        }
+        for left in &torn.left {
+            text.push_str(&output::field("stays", &printable(&left.to_string()), shape.width));
+        }
+        text
+    } else {
+        output::record("torn_down", &torn)
+    };
+    print(&text)?;
+    Ok(if torn.whole { 0 } else { PARTIAL })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_come_from_files_and_folders_by_names_without_slashes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir_all(at("set/web")).expect("folders");
+        for name in ["one file.yar", "set/a.yar", "set/web/b.yar", "set/.hidden"] {
+            fs::write(at(name), name).expect("a file");
+        }
+        let given = files(&[at("one file.yar"), at("set")]).expect("files");
+        let names: Vec<_> = given.iter().map(|g| g.name.as_str()).collect();
+        assert_eq!(names, ["one_file.yar", "a.yar", "web__b.yar"]);
+        assert_eq!(&*given[2].bytes, b"set/web/b.yar");
+        let twice = files(&[at("set/a.yar"), at("set")]).expect_err("one name, two files");
+        assert!(twice.contains("a.yar"), "{twice}");
+        assert!(files(&[at("missing")]).is_err());
+    }
+}

@@ -1,0 +1,362 @@
+//! A clean room on the case's snapshots: launched once, awaited, its bundle read back, and taken down on a person's word.
+//!
+//! The room is scaffolding: its stack may be deleted, and one that failed is. What it is made from and what it publishes
+//! is evidence: nothing here deletes any of that. What a room tells is the word of a machine that handled hostile data.
+
+pub mod artifacts;
+pub mod bundle;
+pub mod order;
+pub mod size;
+pub mod watch;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_trait::async_trait;
+use cleanroom_cloud::{
+    Change, ErrorKind, ImageId, InstanceState, Result, SnapshotState, Stack, StackEvent,
+    StackState, first_failure,
+};
+use cleanroom_contract::{CaseId, InstanceId, OrderedFile, Sha256, WorkOrder, printable};
+
+use self::size::decide_room;
+use super::snapshot;
+use crate::{
+    case::{Assessment, Goal, History, Scene, Shortfall, Step},
+    journal::digest,
+};
+
+/// How many volumes a room takes: what is left of 28 attachments beside its root and interface, less some to spare.
+pub const MOST_VOLUMES: usize = 24;
+
+/// How long a stack may take to be made, rolled back or deleted: CloudFormation itself gives up making it a little earlier.
+const MADE_WITHIN: Duration = Duration::from_secs(50 * 60);
+
+/// The name of a case's stack. CloudFormation takes letters, digits and hyphens only: where a case's name has others, part of
+/// its digest keeps two cases apart.
+#[must_use]
+pub fn stack_name(case: &CaseId) -> String {
+    let plain: String =
+        case.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    if plain == case.as_str() {
+        return format!("cleanroom-{plain}");
+    }
+    let whole = digest(case.as_str().as_bytes()).to_string();
+    format!("cleanroom-{plain}-{}", &whole[..8])
+}
+
+/// Everything that a stack is made with beside the snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fittings {
+    /// The work order.
+    pub order: WorkOrder,
+    /// Its key.
+    pub order_key: String,
+    /// Of its bytes.
+    pub order_sha256: Sha256,
+    /// The agent.
+    pub agent: OrderedFile,
+    /// Tools for people.
+    pub tools: Option<OrderedFile>,
+    /// The AMI.
+    pub image: ImageId,
+    /// The template.
+    pub template: OrderedFile,
+    /// The ARN of the key of the room's disks, where the case has one.
+    pub key: Option<String>,
+    /// The ARN of the bucket's key, where that is a customer's.
+    pub bucket_key: Option<String>,
+}
+
+/// The stack is made. Without a work order there is nothing to reach: the flow orders first.
+#[derive(Debug)]
+pub struct Launch {
+    /// What it is made with.
+    pub fittings: Option<Box<Fittings>>,
+}
+
+/// As the goal stands before anything is ordered.
+pub static UNORDERED: Launch = Launch { fittings: None };
+
+#[async_trait]
+impl Goal for Launch {
+    fn step(&self) -> Step {
+        Step::CleanRoom
+    }
+
+    fn name(&self) -> &'static str {
+        "launch"
+    }
+
+    async fn look(&self, scene: &Scene, history: &History) -> Result<Assessment> {
+        let Some(fittings) = &self.fittings else { return Ok(Assessment::default()) };
+        let name = stack_name(&scene.case);
+        match scene.inventory.find_stack(&name).await? {
+            None => create(scene, fittings, history).await,
+            Some(stack)
+                if stack.tags.get("cleanroom:case").map(String::as_str)
+                    != Some(scene.case.as_str()) =>
+            {
+                Ok(short(
+                    format!("the stack {name} is there, and is not this case's"),
+                    "look whose it is; delete or rename it, and run respond again".to_owned(),
+                ))
+            }
+            Some(stack) => there(scene, &stack, history).await,
+        }
+    }
+}
+
+fn short(what: String, advice: String) -> Assessment {
+    let shortfall = Shortfall { step: Step::CleanRoom, what, advice };
+    Assessment { short: vec![shortfall], ..Assessment::default() }
+}
+
+fn created_before(history: &History) -> bool {
+    history.applied.iter().any(|change| matches!(change, Change::CreateStack { .. }))
+}
+
+/// There is no stack: it is created, once a run.
+async fn create(scene: &Scene, fittings: &Fittings, history: &History) -> Result<Assessment> {
+    if created_before(history) {
+        return Ok(short(
+            format!("the clean room {} was deleted while it was awaited", stack_name(&scene.case)),
+            "find out by whom (CloudTrail), and run respond again: it makes another".to_owned(),
+        ));
+    }
+    let (snapshots, _) = snapshot::for_a_room(scene).await?;
+    let pending: Vec<_> = fittings
+        .order
+        .volumes
+        .iter()
+        .filter(|volume| {
+            let whole = |s: &cleanroom_cloud::Snapshot| s.state == SnapshotState::Completed;
+            !snapshots.values().any(|s| s.id == volume.snapshot && whole(s))
+        })
+        .map(|volume| volume.snapshot.to_string())
+        .collect();
+    if !pending.is_empty() {
+        return Ok(short(
+            format!("no volume can be made from {}: not whole, or gone", pending.join(", ")),
+            "run respond again once the snapshots are whole".to_owned(),
+        ));
+    }
+    let mut seen = Assessment::default();
+    seen.now.push(creation(scene, fittings));
+    Ok(seen)
+}
+
+/// The one call that makes a room.
+#[must_use]
+pub fn creation(scene: &Scene, fittings: &Fittings) -> Change {
+    Change::CreateStack {
+        name: stack_name(&scene.case),
+        template: fittings.template.key.clone(),
+        template_sha256: fittings.template.sha256,
+        parameters: parameters(scene, fittings),
+        tags: scene.tags(),
+        role: scene.policy.room.role.clone(),
+        token: token("create", scene),
+    }
+}
+
+/// Marks all of a call's events, so that CloudFormation takes a repeated request for the same one (1 to 128 letters, digits and
+/// hyphens).
+fn token(what: &str, scene: &Scene) -> String {
+    let plain = scene.nonce.chars().filter(char::is_ascii_alphanumeric);
+    format!("cleanroom-{what}-{}", plain.collect::<String>())
+}
+
+/// The stack's parameters: `cloudformation/clean-room.yaml` says what each is.
+#[must_use]
+pub fn parameters(scene: &Scene, fittings: &Fittings) -> BTreeMap<String, String> {
+    let (room, order) = (&scene.policy.room, &fittings.order);
+    let sizes: Vec<_> = order.volumes.iter().map(|volume| volume.gib).collect();
+    let size = decide_room(&sizes);
+    let or_none = |value: &Option<String>| value.clone().unwrap_or_default();
+    let tools = fittings.tools.as_ref();
+    let mut parameters = BTreeMap::from(
+        [
+            ("Case", scene.case.to_string()),
+            ("Bucket", order.publish.bucket.clone()),
+            ("OrderKey", fittings.order_key.clone()),
+            ("OrderSha256", fittings.order_sha256.to_string()),
+            ("AgentKey", fittings.agent.key.clone()),
+            ("AgentSha256", fittings.agent.sha256.to_string()),
+            ("ToolsKey", tools.map(|t| t.key.clone()).unwrap_or_default()),
+            ("ToolsSha256", tools.map(|t| t.sha256.to_string()).unwrap_or_default()),
+            ("Topic", or_none(&order.publish.topic)),
+            ("ImageId", fittings.image.to_string()),
+            ("InstanceType", size.instance_type.to_owned()),
+            ("VolumeType", size.volume_type.to_owned()),
+            ("Iops", size.iops.to_string()),
+            ("Throughput", size.throughput.to_string()),
+            ("InitializationRate", size.initialization_rate.to_string()),
+            ("RootGib", size.root_gib.to_string()),
+            ("KmsKey", or_none(&fittings.key)),
+            ("BucketKey", or_none(&fittings.bucket_key)),
+            ("IdleSeconds", room.idle_seconds.to_string()),
+            ("Zone", room.zone.clone().unwrap_or_else(|| scene.original.instance.zone.clone())),
+            ("Vpc", or_none(&room.vpc)),
+            ("Subnet", or_none(&room.subnet)),
+            ("SecurityGroup", or_none(&room.group)),
+            ("PermissionsBoundary", or_none(&room.boundary)),
+            ("UsesStates", order.task_token.is_some().to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value)),
+    );
+    for (n, volume) in order.volumes.iter().take(MOST_VOLUMES).enumerate() {
+        parameters.insert(format!("Snapshot{:02}", n + 1), volume.snapshot.to_string());
+    }
+    parameters
+}
+
+/// There is a stack: it is joined, waited for, or deleted where it failed before this run or its room has ended.
+async fn there(scene: &Scene, stack: &Stack, history: &History) -> Result<Assessment> {
+    let mut seen = Assessment::default();
+    match stack.state {
+        StackState::Creating | StackState::RollingBack => {
+            let events = scene.inventory.stack_events(&stack.id).await?;
+            let failing = stack.state == StackState::RollingBack;
+            let doing = if failing { "to be rolled back" } else { "to be made" };
+            let newest = events.last().map(told).unwrap_or_default();
+            seen.waiting = Some((format!("stack {} {doing}: {newest}", stack.name), MADE_WITHIN));
+        }
+        StackState::Deleting => {
+            seen.waiting = Some((format!("stack {} to be deleted", stack.name), MADE_WITHIN));
+        }
+        StackState::Created => {
+            if let Some(over) = over(scene, stack).await? {
+                if created_before(history) {
+                    return Ok(short(
+                        format!("the clean room ended before it reported: {over}"),
+                        "run respond again: it makes another".to_owned(),
+                    ));
+                }
+                seen.notes.push(format!("{over}: it is deleted, and another is made"));
+                seen.now.push(deletion(scene, stack));
+            }
+        }
+        StackState::Failed if !created_before(history) => {
+            // An earlier run has told why.
+            seen.now.push(deletion(scene, stack));
+        }
+        StackState::Failed | StackState::DeleteFailed => {
+            let events = scene.inventory.stack_events(&stack.id).await?;
+            return Ok(failed(stack, &events));
+        }
+    }
+    Ok(seen)
+}
+
+/// Why a stack failed, by the first resource that did.
+fn failed(stack: &Stack, events: &[StackEvent]) -> Assessment {
+    let why = match first_failure(&stack.name, events) {
+        Some(event) => told(event),
+        None => stack.reason.as_deref().map(printable).unwrap_or_else(|| stack.status.clone()),
+    };
+    let doing = if stack.state == StackState::DeleteFailed { "deleted" } else { "made" };
+    short(
+        format!("the clean room {} could not be {doing}: {why}", stack.name),
+        format!(
+            "mend what is named (a quota, a right, a zone: see [room] in cleanroom.toml); {}",
+            if stack.state == StackState::DeleteFailed {
+                "then run teardown again"
+            } else {
+                "then run respond again: the failed stack is deleted, and another is made"
+            }
+        ),
+    )
+}
+
+/// An event in a few words.
+fn told(event: &StackEvent) -> String {
+    let reason = event.reason.as_deref().map(|why| format!(": {}", printable(why)));
+    format!("{} ({}) {}{}", event.resource, event.kind, event.status, reason.unwrap_or_default())
+}
+
+/// Why nothing more comes from a room that was made, where that is so: a room is never started again with evidence attached.
+pub(crate) async fn over(scene: &Scene, stack: &Stack) -> Result<Option<String>> {
+    let Some(id) = stack.outputs.get("Instance").and_then(|id| id.parse::<InstanceId>().ok())
+    else {
+        return Ok(None);
+    };
+    match scene.inventory.get_instance(&id).await {
+        Ok(instance) => Ok(match instance.state {
+            InstanceState::Pending | InstanceState::Running => None,
+            state => Some(format!("the room's instance {id} is {state:?}").to_lowercase()),
+        }),
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            Ok(Some(format!("the room's instance {id} is gone")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn deletion(scene: &Scene, stack: &Stack) -> Change {
+    Change::DeleteStack {
+        name: stack.name.clone(),
+        id: stack.id.clone(),
+        token: token("delete", scene),
+    }
+}
+
+/// The stack is gone, and all that it made.
+#[derive(Debug)]
+pub struct Remove;
+
+#[async_trait]
+impl Goal for Remove {
+    fn step(&self) -> Step {
+        Step::CleanRoom
+    }
+
+    fn name(&self) -> &'static str {
+        "remove"
+    }
+
+    async fn look(&self, scene: &Scene, history: &History) -> Result<Assessment> {
+        let mut seen = Assessment::default();
+        let name = stack_name(&scene.case);
+        let Some(stack) = scene.inventory.find_stack(&name).await? else { return Ok(seen) };
+        if stack.tags.get("cleanroom:case").map(String::as_str) != Some(scene.case.as_str()) {
+            return Ok(short(
+                format!("the stack {name} is not this case's: it is left alone"),
+                "look whose it is".to_owned(),
+            ));
+        }
+        let begun = history
+            .applied
+            .iter()
+            .any(|change| matches!(change, Change::DeleteStack { id, .. } if *id == stack.id));
+        match stack.state {
+            StackState::Deleting => {
+                let what = format!("stack {name} to be deleted");
+                seen.waiting = Some((what, MADE_WITHIN));
+            }
+            StackState::DeleteFailed if begun => {
+                let events = scene.inventory.stack_events(&stack.id).await?;
+                return Ok(failed(&stack, &events));
+            }
+            _ => seen.now.push(deletion(scene, &stack)),
+        }
+        Ok(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacks_have_names_that_cloudformation_takes_and_cases_keep_apart() {
+        let name = |case: &str| stack_name(&case.parse().expect("a case id"));
+        assert_eq!(name("i-0123456789abcdef0-1"), "cleanroom-i-0123456789abcdef0-1");
+        let (dot, line) = (name("case.7"), name("case_7"));
+        assert!(dot.starts_with("cleanroom-case-7-") && line.starts_with("cleanroom-case-7-"));
+        assert_ne!(dot, line);
+        assert_ne!(name("case-7"), dot);
+        let longest = name(&"_".repeat(64).replacen('_', "a", 1));
+        assert!(longest.len() <= 128, "{longest}");
+        assert!(longest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{longest}");
+    }
+}

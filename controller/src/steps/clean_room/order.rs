@@ -1,0 +1,199 @@
+//! Work orders: what a room is asked to examine, written once.
+//!
+//! The orders in the bucket are the record of what was asked: the newest is the one that holds. Nothing here overwrites.
+
+use std::collections::BTreeMap;
+
+use cleanroom_cloud::{Put, Snapshot, Store};
+use cleanroom_contract::{
+    CaseId, Destination, OrderedFile, OrderedVolume, ScanId, Timestamp, VersionOne, VolumeId,
+    VolumeRole, WorkOrder, order_key, orders_prefix,
+};
+
+use super::{MOST_VOLUMES, artifacts, artifacts::patiently};
+use crate::{
+    case::{Case, Scene, Step},
+    engine::again,
+    journal::{
+        digest,
+        event::{Body, Exhibit},
+    },
+    room::Given,
+};
+
+/// A work order as it lies in the bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ordered {
+    /// The order.
+    pub order: WorkOrder,
+    /// Its object.
+    pub exhibit: Exhibit,
+}
+
+/// The newest order of a case.
+///
+/// # Errors
+/// When the store does not answer, or the order can not be read.
+pub async fn newest(store: &dyn Store, case: &CaseId) -> Result<Option<Ordered>, String> {
+    let prefix = orders_prefix(case);
+    let keys = again(artifacts::PATIENCE, || store.list(&prefix, false)).await?;
+    let scan =
+        |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok();
+    match keys.iter().filter_map(scan).max() {
+        Some(scan) => read(store, case, &scan).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The order of a scan.
+///
+/// # Errors
+/// When the store does not answer, or there is no such order, or it is another's.
+pub async fn read(store: &dyn Store, case: &CaseId, scan: &ScanId) -> Result<Ordered, String> {
+    let key = order_key(case, scan);
+    let bytes = again(artifacts::PATIENCE, || store.get(&key)).await?;
+    let bytes = bytes.ok_or_else(|| format!("{key} is not there"))?;
+    let order: WorkOrder = serde_json::from_slice(&bytes)
+        .map_err(|error| format!("{key} can not be read: {error}"))?;
+    if order.case != *case || order.scan != *scan {
+        return Err(format!("{key} is the order of scan {} of {}", order.scan, order.case));
+    }
+    Ok(Ordered { order, exhibit: exhibit(key, &bytes) })
+}
+
+fn exhibit(key: String, bytes: &[u8]) -> Exhibit {
+    Exhibit {
+        key,
+        sha256: digest(bytes),
+        size: bytes.len() as u64,
+        operation: "cleanroom respond".to_owned(),
+        request: None,
+    }
+}
+
+/// A name for a scan that begins now.
+#[must_use]
+pub fn scan_id(case: &CaseId, nonce: &str, now: Timestamp) -> Option<ScanId> {
+    // 2026-01-02T03:04:05.000000000Z without its marks and fractions.
+    let text = now.to_string();
+    let time: String = text.chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
+    let random = digest(format!("{case} {nonce} {now}").as_bytes()).to_string();
+    format!("{time}Z-{}", &random[..8]).parse().ok()
+}
+
+/// The volumes to examine: the root first, then by the names of their devices.
+#[must_use]
+pub fn volumes(scene: &Scene, snapshots: &BTreeMap<VolumeId, Snapshot>) -> Vec<OrderedVolume> {
+    let instance = &scene.original.instance;
+    let device =
+        |id: &VolumeId| instance.volumes.iter().find(|v| v.volume == *id).map(|v| v.device.clone());
+    let ordered = |(id, snapshot): (&VolumeId, &Snapshot)| {
+        let device = device(id);
+        let root = device.is_some() && device == instance.root_device;
+        OrderedVolume {
+            source: id.clone(),
+            snapshot: snapshot.id.clone(),
+            volume: None,
+            gib: snapshot.size,
+            role: if root { VolumeRole::Root } else { VolumeRole::Data },
+            // One that came after the case was opened has no name on record.
+            device: device.unwrap_or_default(),
+        }
+    };
+    let mut volumes: Vec<_> = snapshots.iter().map(ordered).collect();
+    volumes.sort_by_key(|v| {
+        (v.role == VolumeRole::Data, v.device.is_empty(), v.device.clone(), v.source.clone())
+    });
+    volumes.truncate(MOST_VOLUMES);
+    volumes
+}
+
+/// Writes a new order, and before it what it names.
+///
+/// # Errors
+/// What the store said.
+pub async fn write(
+    case: &Case,
+    snapshots: &BTreeMap<VolumeId, Snapshot>,
+) -> Result<Ordered, String> {
+    let (scene, store) = (&case.scene, &*case.store);
+    let room = &scene.policy.room;
+    let rules = files(store, &room.rules).await?;
+    let indicators = files(store, &room.indicators).await?;
+    let scan = scan_id(&scene.case, &scene.nonce, case.journal.now());
+    let scan = scan.ok_or("the clock tells no time")?;
+    let order = WorkOrder {
+        v: VersionOne,
+        case: scene.case.clone(),
+        instance: scene.instance.clone(),
+        scan: scan.clone(),
+        volumes: volumes(scene, snapshots),
+        rules,
+        indicators,
+        limits: room.limits.clone(),
+        publish: Destination { bucket: store.bucket().to_owned(), topic: room.topic.clone() },
+        task_token: None,
+    };
+    let key = order_key(&scene.case, &scan);
+    let bytes = serde_json::to_vec_pretty(&order).map_err(|error| error.to_string())?;
+    let put = patiently(|| store.create(&key, bytes.clone())).await?;
+    if put == Put::Exists && patiently(|| store.get(&key)).await?.as_ref() != Some(&bytes) {
+        return Err(format!("another order has the name {key}"));
+    }
+    let ordered = Ordered { order, exhibit: exhibit(key, &bytes) };
+    log(case, &ordered).await;
+    Ok(ordered)
+}
+
+/// Logs an order, unless the log has it.
+pub async fn log(case: &Case, ordered: &Ordered) {
+    let scan = &ordered.order.scan;
+    if !case.journal.ledger().await.orders.contains_key(scan) {
+        let body = Body::Ordered { scan: scan.clone(), order: ordered.exhibit.clone() };
+        case.journal.append(Some(Step::CleanRoom), body).await;
+    }
+}
+
+/// Keeps files under their digests, in the order of their names.
+async fn files(store: &dyn Store, given: &[Given]) -> Result<Vec<OrderedFile>, String> {
+    let mut kept = Vec::with_capacity(given.len());
+    for file in given {
+        let keep = || artifacts::keep(store, "rules", &file.name, &file.bytes);
+        kept.push(patiently(keep).await?);
+    }
+    kept.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(kept)
+}
+
+/// Whether an order asks for these files and no others.
+#[must_use]
+pub fn asks_for(ordered: &[OrderedFile], given: &[Given]) -> bool {
+    let mut asked: Vec<_> = ordered.iter().map(|f| (f.name.clone(), f.sha256)).collect();
+    let mut wanted: Vec<_> = given.iter().map(|f| (f.name.clone(), digest(&f.bytes))).collect();
+    asked.sort();
+    wanted.sort();
+    asked == wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scan_is_named_for_its_time_and_two_never_share_a_name() {
+        let case: CaseId = "c-1".parse().expect("a case id");
+        let now = Timestamp { seconds: 1_767_323_045, nanos: 9 };
+        let one = scan_id(&case, "a", now).expect("a scan id");
+        assert!(one.as_str().starts_with("20260102T030405Z-"), "{one}");
+        let later = Timestamp { seconds: now.seconds + 1, ..now };
+        for other in [
+            scan_id(&case, "b", now),
+            scan_id(&"c-2".parse().expect("a case id"), "a", now),
+            scan_id(&case, "a", later),
+        ] {
+            assert_ne!(other.as_ref(), Some(&one));
+        }
+        assert!(scan_id(&case, "a", later) > Some(one), "sorted by time");
+        assert_eq!(scan_id(&case, "a", Timestamp { seconds: i64::MAX, nanos: 0 }), None);
+    }
+}
