@@ -14,6 +14,8 @@ from moto.ec2.responses.instances import InstanceResponse
 from moto.iam.access_control import IAMPolicyStatement, PermissionResult
 from moto.s3.responses import S3Response
 
+import stacks
+
 
 def apply():
     groups_belong_to_interfaces()
@@ -25,6 +27,7 @@ def apply():
     what_is_lacking_is_refused_for_good()
     versioning_has_the_name_of_its_element()
     one_volume_is_at_a_device()
+    stacks.apply()
 
 
 def groups_belong_to_interfaces():

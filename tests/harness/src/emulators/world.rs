@@ -200,7 +200,7 @@ impl World {
 }
 
 /// Runs one of the Python programs and reads the JSON that it prints.
-fn script(name: &str, arguments: &[String]) -> Result<Value> {
+pub(super) fn script(name: &str, arguments: &[String]) -> Result<Value> {
     let scratch = tempfile::tempdir().context("create a temporary folder")?;
     let mut command = Command::new("timeout");
     isolate(&mut command, scratch.path());
