@@ -62,19 +62,28 @@ def only_what_was_made_is_listed():
 
 
 def stacks_delete_what_they_made():
-    """moto leaves volumes, route tables and endpoints of a deleted stack, and then refuses to delete
-    the VPC that they are in."""
-
-    def backend(resource):
-        return resource.ec2_backend
-
+    """moto leaves volumes, route tables and endpoints of a deleted stack, and deletes the rest in
+    any order until no more goes. On AWS all goes, the last made first."""
     deletions = {
-        Volume: lambda volume: backend(volume).delete_volume(volume.id),
-        RouteTable: lambda table: backend(table).delete_route_table(table.id),
-        VPCEndPoint: lambda endpoint: backend(endpoint).delete_vpc_endpoints([endpoint.id]),
+        Volume: lambda backend, volume: backend.delete_volume(volume.id),
+        RouteTable: lambda backend, table: backend.delete_route_table(table.id),
+        VPCEndPoint: lambda backend, endpoint: backend.delete_vpc_endpoints([endpoint.id]),
     }
     for kind, deletion in deletions.items():
-        kind.delete = lambda self, _account, _region, deletion=deletion: deletion(self)
+        kind.delete = lambda self, _account, _region, deletion=deletion: deletion(
+            self.ec2_backend, self
+        )
+
+    def delete(self):
+        # What a resource names was made before it, and parameters are among them.
+        for name in reversed(list(self._parsed_resources)):
+            made, described = self._parsed_resources[name], self._resource_json_map.get(name)
+            if described is None or made is None or described.get("DeletionPolicy") == "Retain":
+                continue
+            self._delete_resource(made, described)
+            self._parsed_resources.pop(name)
+
+    parsing.ResourceMap.delete = delete
 
 
 # Types of the room's template that moto does not know, and what their ids begin with.

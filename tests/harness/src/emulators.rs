@@ -20,7 +20,7 @@ mod http;
 mod microburst;
 mod server;
 mod stack;
-mod venv;
+pub(crate) mod venv;
 mod world;
 
 pub use self::{
