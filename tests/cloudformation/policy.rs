@@ -101,8 +101,8 @@ fn conditions_hold(statement: &Value, request: &Request) -> bool {
 }
 
 /// A pattern with the request's keys in place of its variables; nothing where one has no value.
-fn filled(pattern: &String, request: &Request) -> Option<String> {
-    let mut pattern = pattern.clone();
+fn filled(pattern: &str, request: &Request) -> Option<String> {
+    let mut pattern = pattern.to_owned();
     while let Some(start) = pattern.find("${") {
         let end = start + pattern.get(start..)?.find('}')?;
         let value = request.keys.get(pattern.get(start + 2..end)?)?;

@@ -267,7 +267,6 @@ fn user_data_fits_with_as_many_volumes_as_there_can_be() {
     let data = user_data(&longest);
     assert!(data.len() <= 16 * 1024, "{} bytes", data.len());
     assert!(data.is_ascii());
-    println!("user data with {MOST} volumes: {} bytes", user_data(&parameters(MOST)).len());
 }
 
 #[test]

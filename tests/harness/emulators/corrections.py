@@ -24,6 +24,8 @@ from moto.instance_metadata.responses import InstanceMetadataResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.s3.responses import S3Response
 
+import stacks
+
 # The line of its user data that makes an instance a clean room.
 ROOM = "#cleanroom-room "
 
@@ -40,6 +42,7 @@ def apply():
     parts_are_listed_with_their_checksums()
     one_volume_is_at_a_device()
     the_metadata_service_is_a_rooms()
+    stacks.apply()
 
 
 def groups_belong_to_interfaces():

@@ -5,6 +5,7 @@
 //! | [`Moto`] | EC2, Auto Scaling, load balancers, IAM, STS, S3 with Object Lock, SNS, SQS, KMS, CloudTrail, GuardDuty, CloudFormation |
 //! | [`MiniStack`] | Lambda run natively, Step Functions, EventBridge, CloudTrail's LookupEvents |
 //! | [`Microburst`] | A proxy before either, injecting throttling, delays, time-outs and resets |
+//! | [`Stack`] | A stack in moto, and the machine that it describes, as read by Python's SDK |
 //! | [`World`] | A known account in moto, and its present state as read by Python's SDK, not by ours |
 //!
 //! Every server listens on a port of 127.0.0.1 that the kernel chose, holds its state in memory,
@@ -18,12 +19,14 @@
 pub(crate) mod http;
 mod microburst;
 mod server;
-mod venv;
+mod stack;
+pub(crate) mod venv;
 mod world;
 
 pub use self::{
     microburst::{Fault, Injection, Microburst},
     server::{MiniStack, Moto},
+    stack::Stack,
     venv::{prepare, python},
     world::{Kind, World},
 };

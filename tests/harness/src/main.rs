@@ -1,10 +1,10 @@
-//! `cargo demo`, `cargo selftest` and `cargo bench-agent`.
+//! `cargo demo`, `cargo selftest`, `cargo bench-agent` and `cargo package-release`.
 #![allow(clippy::print_stderr, reason = "a command for people reports its errors on stderr")]
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cleanroom_harness::{bench, demo, selftest};
+use cleanroom_harness::{bench, demo, release, selftest};
 
 /// Cleanroom's demo, self-test and benchmark.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Selftest,
     /// Measure the agent beside other programs.
     BenchAgent(bench::Options),
+    /// Build the agent for Amazon Linux 2023, and gather what is deployed.
+    PackageRelease,
 }
 
 fn main() -> ExitCode {
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Selftest => selftest::run(),
         Command::BenchAgent(options) => bench::run(&options),
+        Command::PackageRelease => release::run_all(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    emulators,
+    emulators, lints,
     tools::{self, cache_dir, cargo, workspace_root},
 };
 
@@ -59,6 +59,7 @@ pub fn run() -> Result<()> {
     tools::ensure(tools::TESTS)?;
     // Here, with a message, and not in the first test that wants an emulator.
     emulators::prepare()?;
+    lints::prepare()?;
     components()?;
     let before = work_tree()?;
     tools::refresh_workspace()?;
@@ -74,6 +75,8 @@ pub fn run() -> Result<()> {
     let counts = tests(&mut cargo(&["test", "--workspace", "--no-fail-fast"]))?;
     let docs = ["doc", "--no-deps", "--workspace", "--document-private-items"];
     check("documentation", cargo(&docs).env("RUSTDOCFLAGS", "-D warnings"))?;
+    announce("templates");
+    lints::templates()?;
     dependencies()?;
 
     announce("work tree unchanged");

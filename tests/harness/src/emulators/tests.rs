@@ -7,7 +7,10 @@ use std::{
     process::Stdio,
 };
 
+use serde_json::json;
+
 use super::{http::ec2, server::Server, *};
+use crate::{template::Template, tools::workspace_root};
 
 fn running(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
@@ -189,4 +192,113 @@ fn the_same_seed_meets_the_same_faults() {
     let first = pattern(1);
     assert_eq!(first, pattern(1));
     assert_ne!(first, pattern(2));
+}
+
+/// The parameters of a room for these snapshots.
+fn room_parameters(snapshots: &[String]) -> std::collections::BTreeMap<String, String> {
+    let digest = "0".repeat(64);
+    let fixed = [
+        ("Case", "case-1"),
+        ("Bucket", "cleanroom-evidence"),
+        ("OrderKey", "cases/case-1/orders/20260102T030405Z-0123abcd.json"),
+        ("OrderSha256", digest.as_str()),
+        ("AgentKey", "agent/cleanroom-agent"),
+        ("AgentSha256", digest.as_str()),
+        ("Topic", "arn:aws:sns:us-east-1:123456789012:cleanroom"),
+        ("ImageId", "ami-0123456789abcdef0"),
+        ("Zone", "us-east-1a"),
+        ("S3PrefixList", "pl-63a5400a"),
+    ];
+    let fixed = fixed.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let named = |(n, id): (usize, &String)| (format!("Snapshot{:02}", n + 1), id.clone());
+    fixed.into_iter().chain(snapshots.iter().enumerate().map(named)).collect()
+}
+
+/// The text of the first element of this name.
+fn element(body: &str, name: &str) -> String {
+    let (_, rest) = body.split_once(&format!("<{name}>")).expect(name);
+    rest.split_once('<').expect(name).0.to_owned()
+}
+
+#[test]
+fn the_clean_room_is_made_from_the_template_that_ships() {
+    let moto = Moto::start().expect("moto");
+    let port = moto.0.port();
+    let call = |action: &str, more: &str, wanted: &str| {
+        let (status, body) = ec2(port, action, more).expect(action);
+        assert_eq!(status, 200, "{action}: {body}");
+        element(&body, wanted)
+    };
+    let snapshots: Vec<_> = [8, 20]
+        .iter()
+        .map(|gib| {
+            let volume = call(
+                "CreateVolume",
+                &format!("&AvailabilityZone=us-east-1a&Size={gib}"),
+                "volumeId",
+            );
+            call("CreateSnapshot", &format!("&VolumeId={volume}"), "snapshotId")
+        })
+        .collect();
+    let parameters = room_parameters(&snapshots);
+    let path = workspace_root().join("cloudformation/clean-room.yaml");
+    let stack = Stack::named(&moto, "cleanroom-case-1");
+    let facts = stack.create(&path, &parameters).expect("a stack");
+
+    // Not one byte of the template was changed for it, and what it makes is what the renderer says.
+    assert_eq!(facts["status"], "CREATE_COMPLETE");
+    let rendered = Template::read(&path).expect("a template");
+    let rendered = rendered.render("cleanroom-case-1", &parameters).expect("a room");
+    let kinds = rendered.resources.iter().map(|(name, what)| (name.clone(), what["Type"].clone()));
+    assert_eq!(facts["resources"], json!(kinds.collect::<std::collections::BTreeMap<_, _>>()));
+    let room = &facts["room"];
+    let after_ids = |script: &str| {
+        script.split_once("\nregion=").map(|(_, rest)| rest.to_owned()).expect("a script")
+    };
+    assert_eq!(
+        after_ids(room["user_data"].as_str().expect("user data")),
+        after_ids(rendered.property("Room", "/UserData").as_str().expect("user data"))
+    );
+
+    let volumes = room["volumes"].as_array().expect("volumes");
+    let [first, second, root] = volumes.as_slice() else { panic!("{volumes:?}") };
+    for (volume, gib, snapshot, n) in [(first, 8, &snapshots[0], 1), (second, 20, &snapshots[1], 2)]
+    {
+        assert_eq!((&volume["gib"], &volume["snapshot"]), (&json!(gib), &json!(snapshot)));
+        assert_eq!(volume["id"], facts["outputs"][format!("Volume{n:02}")]);
+        assert_eq!(
+            (&volume["encrypted"], &volume["tags"]["cleanroom:case"]),
+            (&json!(true), &json!("case-1"))
+        );
+        let pair = format!("\"{snapshot}\":{}", volume["id"]);
+        assert!(room["user_data"].as_str().is_some_and(|script| script.contains(&pair)), "{pair}");
+    }
+    assert_eq!((&root["device"], &root["encrypted"]), (&json!("/dev/xvda"), &json!(true)));
+    assert_eq!(room["instance"], facts["outputs"]["Instance"]);
+    assert_eq!(room["subnet"], facts["outputs"]["Subnet"]);
+    assert_eq!(room["groups"], json!([facts["outputs"]["SecurityGroup"]]));
+    assert_eq!(
+        (&room["public_ip"], &room["metadata_options"]["HttpTokens"]),
+        (&json!(null), &json!("required"))
+    );
+
+    let instance = room["instance"].as_str().expect("an instance");
+    stack.signal("Room", instance, "SUCCESS").expect("waits for a signal");
+    let facts = stack.signal("Evidence", instance, "SUCCESS").expect("waits for a signal");
+    let reason = format!("Received SUCCESS signal with UniqueId {instance}");
+    assert_eq!(
+        facts["signals"],
+        json!([{"resource": "Room", "reason": reason}, {"resource": "Evidence", "reason": reason}])
+    );
+    for (resource, status) in [("Volume01", "SUCCESS"), ("Nothing", "SUCCESS"), ("Room", "MAYBE")] {
+        assert!(stack.signal(resource, instance, status).is_err(), "{resource} {status}");
+    }
+
+    assert_eq!(stack.delete().expect("deleted")["status"], "DELETE_COMPLETE");
+    for (volume, wanted) in [(first, 400), (root, 400)] {
+        let id = volume["id"].as_str().expect("an id");
+        let (status, body) =
+            ec2(port, "DescribeVolumes", &format!("&VolumeId.1={id}")).expect("asked");
+        assert_eq!(status, wanted, "{body}");
+    }
 }

@@ -1,4 +1,4 @@
-//! The Python environment that the emulators run in: made once, kept in the cache.
+//! The Python environments that the emulators and the lints run in: each made once, kept in the cache.
 //!
 //! Touches the cache folder and, through pip, the package index that this machine is configured
 //! for. Wheels only, each checked against the hash in `requirements.txt`: no package's own code
@@ -28,6 +28,46 @@ const PROBE: &str = "import sys, ensurepip, venv\n\
 /// How long the installation may take, in seconds.
 const PATIENCE: &str = "900";
 
+/// Packages from PyPI that belong together, pinned in `requirements.txt` of a folder.
+#[derive(Debug)]
+pub(crate) struct Packages {
+    /// Names the environment in the cache, and the folder below the harness.
+    name: &'static str,
+    /// For the person who watches them being installed: the size, and what each is for.
+    purpose: &'static [&'static str],
+}
+
+const EMULATORS: Packages = Packages {
+    name: "emulators",
+    purpose: &[
+        "to run without AWS (a minute, 200 MB):",
+        "  moto        EC2, S3, IAM and other services of AWS, emulated",
+        "  ministack   Lambda, Step Functions and EventBridge, emulated",
+        "  microburst  a proxy that injects faults as AWS shows them",
+    ],
+};
+
+/// What judges the templates.
+pub(crate) const LINTS: Packages = Packages {
+    name: "lints",
+    purpose: &[
+        "to judge the CloudFormation templates (a minute, 400 MB):",
+        "  cfn-lint    goes by the published schemas of the resource types",
+        "  checkov     goes by good practice",
+        "  shellcheck  reads the script that a clean room starts with",
+    ],
+};
+
+/// What builds for Amazon Linux 2023.
+pub(crate) const RELEASE: Packages = Packages {
+    name: "release",
+    purpose: &[
+        "to build for an older C library (a minute, 300 MB):",
+        "  cargo-zigbuild  lets zig link what cargo compiles",
+        "  ziglang         compiles and links for any version of glibc",
+    ],
+};
+
 /// The folder of the Python side.
 pub(super) fn scripts() -> PathBuf {
     workspace_root().join("tests/harness/emulators")
@@ -45,43 +85,51 @@ pub fn prepare() -> Result<()> {
     python().map(drop)
 }
 
-/// The interpreter of the emulators' environment. Makes the environment first where there is none
-/// for these requirements and this version of Python, saying so on stderr; waits for another
-/// process that is doing so.
+/// The interpreter of the emulators' environment.
+///
+/// # Errors
+/// As [`environment`].
+pub fn python() -> Result<PathBuf> {
+    environment(&EMULATORS)
+}
+
+/// The interpreter of an environment with these packages. Makes the environment first where there is none for these
+/// requirements and this version of Python, saying so on stderr; waits for another process that is doing so.
 ///
 /// # Errors
 /// Where there is no fitting Python, or a package can not be installed.
-pub fn python() -> Result<PathBuf> {
-    let requirements = scripts().join("requirements.txt");
+pub(crate) fn environment(packages: &Packages) -> Result<PathBuf> {
+    let name = packages.name;
+    let requirements = workspace_root().join("tests/harness").join(name).join("requirements.txt");
     let content = fs::read(&requirements)
-        .with_context(|| format!("read the emulators' requirements {}", requirements.display()))?;
+        .with_context(|| format!("read the requirements {}", requirements.display()))?;
     let (interpreter, version) = interpreter()?;
     let digest: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
     let cache = cache_dir()?;
-    let folder = cache.join(format!("emulators-{version}-{digest}"));
+    let folder = cache.join(format!("{name}-{version}-{digest}"));
     // A link to the system's interpreter: dangling where that is gone, and then made anew.
     let ready = folder.join("bin/python");
     if ready.is_file() {
         return Ok(ready);
     }
 
-    let lock = File::create(cache.join("emulators.lock")).context("create a lock file")?;
+    let lock = File::create(cache.join(format!("{name}.lock"))).context("create a lock file")?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
-        .context("lock the emulators' environment")?;
+        .with_context(|| format!("lock the environment of the {name}"))?;
     if ready.is_file() {
         return Ok(ready);
     }
     let fresh = tempfile::tempdir_in(&cache).context("create a folder in the cache")?;
     let made = fresh.path().join("venv");
-    install(&interpreter, &made, &requirements)?;
+    install(&interpreter, &made, &requirements, packages)?;
     if folder.exists() {
         fs::remove_dir_all(&folder)
             .with_context(|| format!("remove the broken {}", folder.display()))?;
     }
     // The name appears only when everything is there. Scripts in `bin` would point to the old
     // name; the modules, which is all that is used, do not care.
-    fs::rename(&made, &folder).context("keep the emulators' environment")?;
+    fs::rename(&made, &folder).with_context(|| format!("keep the environment of the {name}"))?;
     Ok(ready)
 }
 
@@ -110,12 +158,14 @@ fn interpreter() -> Result<(PathBuf, String)> {
     )
 }
 
-/// Makes the environment and installs what the emulators need.
-fn install(interpreter: &Path, folder: &Path, requirements: &Path) -> Result<()> {
-    eprintln!("Installing into the cache, once, to run without AWS (a minute, 200 MB):");
-    eprintln!("  moto        EC2, S3, IAM and other services of AWS, emulated");
-    eprintln!("  ministack   Lambda, Step Functions and EventBridge, emulated");
-    eprintln!("  microburst  a proxy that injects faults as AWS shows them");
+/// Makes an environment and installs the packages.
+fn install(
+    interpreter: &Path,
+    folder: &Path,
+    requirements: &Path,
+    packages: &Packages,
+) -> Result<()> {
+    eprintln!("Installing into the cache, once, {}", packages.purpose.join("\n"));
     run(plain(interpreter).args(["-m", "venv"]).arg(folder))
         .context("make a Python environment; on Debian: apt-get install python3-venv")?;
     let mut pip = plain(Path::new("timeout"));
@@ -123,14 +173,14 @@ fn install(interpreter: &Path, folder: &Path, requirements: &Path) -> Result<()>
     pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]);
     pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(requirements);
     run(&mut pip).context(
-        "install the emulators from PyPI; behind a proxy or a mirror, configure pip first \
+        "install them from PyPI; behind a proxy or a mirror, configure pip first \
          (pip config set global.index-url …)",
     )?;
     Ok(())
 }
 
 /// A command without what would lead Python to other modules than the environment's.
-fn plain(program: &Path) -> Command {
+pub(crate) fn plain(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).env_remove("PYTHONPATH").env_remove("PYTHONHOME");
     command

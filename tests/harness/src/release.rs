@@ -1,0 +1,152 @@
+//! `cargo package-release`: what `cleanroom deploy --artifacts` uploads, in one folder.
+//!
+//! The agent for Amazon Linux 2023, the templates, a bill of materials and checksums over all of them. Builds in the target
+//! folder, and writes `dist/` anew; publishes nothing.
+
+mod sbom;
+mod symbols;
+
+use std::{
+    env,
+    ffi::OsString,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    emulators::venv::{RELEASE, environment},
+    tools::{cache_dir, cargo, run, workspace_root},
+};
+
+/// Amazon Linux 2023's C library. A plain build on a newer system asks for that system's, and does not start there.
+const GLIBC: (u32, u32) = (2, 34);
+
+/// What it is built for.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The package and its one program.
+const AGENT: &str = "cleanroom-agent";
+
+/// Builds and gathers everything.
+///
+/// # Errors
+/// Where a tool can not be installed, the agent does not build, or the program would not start on Amazon Linux 2023.
+pub fn run_all() -> Result<()> {
+    let dist = workspace_root().join("dist");
+    let agent = build()?;
+    let program = fs::read(&agent).with_context(|| format!("read {}", agent.display()))?;
+    let newest = symbols::newest_glibc(&program).context("read the agent's symbols")?;
+    ensure!(
+        newest <= GLIBC,
+        "the agent asks for GLIBC_{}.{}, and Amazon Linux 2023 has 2.34: it was not built by zig",
+        newest.0,
+        newest.1
+    );
+    println!("{AGENT}: {} bytes, newest symbol GLIBC_{}.{}", program.len(), newest.0, newest.1);
+
+    let mut metadata = cargo();
+    metadata.args(["metadata", "--format-version", "1", "--locked", "--filter-platform", TARGET]);
+    let metadata = serde_json::from_slice(&run(&mut metadata)?).context("read cargo's metadata")?;
+    let lock =
+        fs::read_to_string(workspace_root().join("Cargo.lock")).context("read Cargo.lock")?;
+    let bill = sbom::cyclonedx(&metadata, &lock, AGENT, &digest(&program))?;
+
+    if dist.exists() {
+        fs::remove_dir_all(&dist).with_context(|| format!("remove {}", dist.display()))?;
+    }
+    fs::create_dir(&dist).with_context(|| format!("create {}", dist.display()))?;
+    // With its mode, so that it runs where it lies.
+    fs::copy(&agent, dist.join(AGENT)).context("copy the agent")?;
+    let bill = serde_json::to_vec_pretty(&bill).context("write the bill of materials")?;
+    fs::write(dist.join(format!("{AGENT}.cdx.json")), bill)
+        .context("write the bill of materials")?;
+    for name in ["clean-room.yaml", "shared-network.yaml"] {
+        let from = workspace_root().join("cloudformation").join(name);
+        fs::copy(&from, dist.join(name)).with_context(|| format!("copy {}", from.display()))?;
+    }
+    let sums = sums(&dist)?;
+    fs::write(dist.join("SHA256SUMS"), &sums).context("write the checksums")?;
+    print!("{sums}");
+    println!("in {}", dist.display());
+    Ok(())
+}
+
+/// Builds the agent against the old C library, and returns where it is.
+fn build() -> Result<PathBuf> {
+    let python = environment(&RELEASE)?;
+    let programs = python.parent().context("no folder of the environment")?;
+    let mut path = OsString::from(programs);
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap_or_default());
+    let target = match env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => workspace_root().join(dir),
+        None => workspace_root().join("target"),
+    };
+    let (major, minor) = GLIBC;
+    let mut build = cargo();
+    build.args(["zigbuild", "--release", "--locked", "--package", AGENT, "--bin", AGENT]);
+    build.arg("--target").arg(format!("{TARGET}.{major}.{minor}"));
+    build.env("PATH", path).env("CARGO_TARGET_DIR", &target);
+    build.env("CARGO_PROFILE_RELEASE_STRIP", "symbols").env("RUSTFLAGS", remapped()?);
+    let status = build.status().context("start cargo zigbuild")?;
+    ensure!(status.success(), "the agent does not build for {TARGET}.{major}.{minor}: {status}");
+    Ok(target.join(TARGET).join("release").join(AGENT))
+}
+
+/// Keeps this machine's paths out of the program, whose messages would show them.
+fn remapped() -> Result<String> {
+    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
+    let mut flags = String::new();
+    for (from, to) in [
+        (workspace_root(), "/cleanroom"),
+        (cargo_home.context("no home folder; set CARGO_HOME")?, "/cargo"),
+        (cache_dir()?, "/cache"),
+    ] {
+        write!(flags, "--remap-path-prefix={}={to} ", from.display())?;
+    }
+    Ok(flags.trim_end().to_owned())
+}
+
+/// A line for each file of a folder, as `sha256sum -c` takes them.
+fn sums(folder: &Path) -> Result<String> {
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let paths: Result<Vec<_>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut paths = paths.with_context(|| format!("list {}", folder.display()))?;
+    paths.sort();
+    let mut lines = String::new();
+    for path in paths {
+        let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let name = path.file_name().and_then(|name| name.to_str()).context("a file's name")?;
+        writeln!(lines, "{}  {name}", digest(&content))?;
+    }
+    Ok(lines)
+}
+
+fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_as_sha256sum_writes_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("b"), "").expect("write");
+        fs::write(folder.path().join("a"), "x").expect("write");
+        let sums = sums(folder.path()).expect("sums");
+        fs::write(folder.path().join("SHA256SUMS"), &sums).expect("write");
+        assert!(
+            sums.ends_with("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  b\n")
+        );
+        let mut check = crate::tools::command("sha256sum").expect("sha256sum");
+        check.args(["--check", "--strict", "SHA256SUMS"]).current_dir(folder.path());
+        assert!(check.output().expect("started").status.success(), "{sums}");
+    }
+}
