@@ -1,7 +1,7 @@
 //! Views: a folder or a file system of the evidence as a directory that nothing can write through.
 //!
 //! Purpose: decide how evidence is mounted. Touches loop devices and detached mounts, which are never
-//! attached to any path ([`mount`]). Never mounts writable, never parses a byte of evidence.
+//! attached to any path ([`mod@mount`]). Never mounts writable, never parses a byte of evidence.
 //!
 //! A dirty journal holds what was written last. The kernel replays it, and the writes of that go to a
 //! [`Layer`], not to the evidence. So a hostile journal reaches the kernel's code for replaying, as a hostile
