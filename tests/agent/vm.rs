@@ -11,17 +11,17 @@ use std::{
     time::Duration,
 };
 
-use cleanroom_contract::{EntryKind, GapKind, ScanState, VolumeState};
+use cleanroom_contract::{EntryKind, GapKind, ReplayMeans, ScanState, VolumeState};
 use cleanroom_harness::{
-    damage::panic_on_error,
+    damage::{DIRTY_CONTENT, DIRTY_FILE, dirty_copy, panic_on_error},
     disk::{GPT_EFI, GPT_LINUX, gpt, mbr},
-    images::{Ext, Image, MIB},
+    images::{BTRFS_MIN, Ext, Image, MIB, XFS_MIN},
     vm::{Disk, Vm, VmOutcome},
 };
 
 use crate::support::{self, Scan, run, sha256sum};
 
-/// The guest's script: three scans, each leaving its streams, status and bundle in `/out`.
+/// The guest's script: scans, each leaving its streams, status and bundle in `/out`.
 const SCRIPT: &str = r#"
 scan() {
     name=$1; shift
@@ -31,6 +31,12 @@ scan() {
 }
 scan panic /dev/nvme0n1
 scan disks /dev/nvme1n1 /dev/nvme2n1
+
+# Disks in use when they were copied, set read-only as in a clean room.
+dirty="/dev/nvme3n1 /dev/nvme4n1 /dev/nvme5n1"
+for disk in $dirty; do blockdev --setro $disk; done
+scan replayed $dirty
+scan full $dirty --scratch-size 8K
 
 # An inspector that has worked for a second has the endless file in hand.
 busy() {
@@ -49,7 +55,20 @@ for try in $(seq 600); do
     usleep 100000
 done
 wait
-ls /sys/block/loop*/loop 2>/dev/null >/out/loops
+
+cleanroom-agent scan /dev/nvme3n1 --rules /slow.yar --threads 1 --out /tmp/killed &
+agent=$!
+for try in $(seq 600); do
+    busy && { ls -d /sys/block/dm-* >/out/mapped; break; }
+    usleep 100000
+done
+kill -KILL $agent
+wait
+for try in $(seq 100); do
+    ls -d /sys/block/dm-* /sys/block/loop*/loop >/out/left 2>/dev/null
+    [ -s /out/left ] || break
+    usleep 100000
+done
 exit 0
 "#;
 
@@ -111,18 +130,42 @@ fn shrinking(work: &Path) -> PathBuf {
     Image::new(work, "shrinks.img", 16 * MIB).ext(Ext::Ext4, &folder).unwrap()
 }
 
-fn boot(work: &Path) -> VmOutcome {
+/// Copies of an ext4, an XFS and a btrfs file system in use, with their digests.
+fn dirty(work: &Path) -> [(PathBuf, String); 3] {
+    let files = content(work, "dirty", &["etc/motd", "slow"]);
+    let uuid = "c1ea0000-0000-4000-8000-0000000e0006";
+    let images = [
+        Image::new(work, "ext4", 16 * MIB).ext(Ext::Ext4, &files),
+        Image::new(work, "xfs", XFS_MIN).xfs(&files),
+        Image::new(work, "btrfs", BTRFS_MIN).uuid(uuid).btrfs(&files),
+    ];
+    images.map(|image| {
+        let image = image.unwrap();
+        let copy = image.with_extension("dirty");
+        dirty_copy(&image, &copy).unwrap();
+        let sha256 = sha256sum(&copy);
+        (copy, sha256)
+    })
+}
+
+fn boot(work: &Path, dirty: &[(PathBuf, String)]) -> VmOutcome {
     let disk =
         |path: PathBuf, serial: &str| Disk { path, serial: serial.to_owned(), readonly: true };
     let [mbr, gpt] = disks(work);
     let rule = work.join("slow.yar");
     fs::write(&rule, SLOW_RULE).unwrap();
+    let mut disks = vec![
+        disk(panicking(work), "vol0000000000000000a"),
+        disk(mbr, "vol0000000000000000b"),
+        disk(gpt, "vol0000000000000000c"),
+    ];
+    // To these QEMU would write what the guest writes.
+    disks.extend(dirty.iter().zip(["d", "e", "f"]).map(|((path, _), end)| Disk {
+        readonly: false,
+        ..disk(path.clone(), &format!("vol0000000000000000{end}"))
+    }));
     Vm {
-        disks: vec![
-            disk(panicking(work), "vol0000000000000000a"),
-            disk(mbr, "vol0000000000000000b"),
-            disk(gpt, "vol0000000000000000c"),
-        ],
+        disks,
         files: vec![
             (stripped(work), "/bin/cleanroom-agent".into()),
             (shrinking(work), "/shrinks.img".into()),
@@ -151,7 +194,8 @@ fn read(outcome: &VmOutcome, name: &str) -> Scan {
 #[test]
 fn in_a_virtual_machine() {
     let work = tempfile::tempdir().unwrap();
-    let outcome = boot(work.path());
+    let dirty = dirty(work.path());
+    let outcome = boot(work.path(), &dirty);
     assert!(!outcome.panicked(), "{}", outcome.console);
     assert_eq!(outcome.exit, Some(0), "{}\n{}", outcome.stderr(), outcome.console);
     a_superblock_that_asks_for_a_panic_is_not_obeyed(&read(&outcome, "panic"));
@@ -159,8 +203,43 @@ fn in_a_virtual_machine() {
     let shrunk = outcome.out.path().join("shrunk");
     assert!(shrunk.exists(), "the image was not cut in the middle of the scan");
     an_image_that_shrinks_is_a_gap_and_never_clean(work.path(), &read(&outcome, "shrinks"));
-    let loops = fs::read_to_string(outcome.out.path().join("loops")).unwrap();
-    assert_eq!(loops, "", "loop devices are left");
+    let text = |name: &str| fs::read_to_string(outcome.out.path().join(name)).unwrap();
+    what_a_journal_holds_is_not_seen_where_scratch_is_too_small(&read(&outcome, "full"));
+    what_a_journal_holds_is_seen_through_a_snapshot(&read(&outcome, "replayed"));
+    assert!(text("mapped").contains("/sys/block/dm-"), "nothing was mapped while it scanned");
+    assert_eq!(text("left"), "", "devices are left after SIGKILL");
+    for (disk, before) in &dirty {
+        assert_eq!(sha256sum(disk), *before, "{} is as it was", disk.display());
+    }
+}
+
+/// The volumes of the three dirty disks.
+const DIRTY: [(&str, &str); 3] = [("nvme3n1", "ext4"), ("nvme4n1", "xfs"), ("nvme5n1", "btrfs")];
+
+fn what_a_journal_holds_is_not_seen_where_scratch_is_too_small(scan: &Scan) {
+    assert_eq!(scan.status, 3, "{}", scan.stderr);
+    for ((volume, content), gap) in DIRTY.iter().zip(scan.gaps_of(GapKind::UnreplayedJournal)) {
+        assert_eq!(gap.volume.as_deref(), Some(*volume), "{content}");
+        assert!(gap.reason.contains("8192 bytes of scratch"), "{content}: {}", gap.reason);
+    }
+    assert_eq!(scan.gaps.len(), 3, "{:?}", scan.gaps);
+    assert!(!scan.paths().contains(&DIRTY_FILE));
+    let known = scan.paths().iter().filter(|path| **path == "/etc/motd").count();
+    assert_eq!(known, 3, "{:?} {:?}", scan.paths(), scan.report.volumes);
+}
+
+fn what_a_journal_holds_is_seen_through_a_snapshot(scan: &Scan) {
+    assert_eq!(scan.status, 0, "{}{:?}", scan.stderr, scan.gaps);
+    for (name, content) in DIRTY {
+        let volume = scan.report.volumes.iter().find(|volume| volume.volume == name).unwrap();
+        assert_eq!((&*volume.content, volume.state), (content, VolumeState::Examined));
+        let means = volume.replayed.as_ref().map(|replayed| replayed.means);
+        assert_eq!(means, Some(ReplayMeans::DeviceMapper), "{name}");
+        assert_eq!(volume.unreplayed_journal, None);
+        let file = scan.files.iter().find(|f| f.volume == name && f.path.path == DIRTY_FILE);
+        let size = file.map(|file| file.size);
+        assert_eq!(size, Some(DIRTY_CONTENT.len() as u64), "{name}");
+    }
 }
 
 fn a_superblock_that_asks_for_a_panic_is_not_obeyed(scan: &Scan) {

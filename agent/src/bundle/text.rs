@@ -19,6 +19,8 @@ use super::{
 
 /// Most findings that are shown.
 const FINDINGS: usize = 20;
+/// Most volumes that are named for their journals.
+const REPLAYED: usize = 5;
 /// Narrowest width that lines are wrapped to.
 const NARROWEST: usize = 40;
 /// Where the text of a finding begins.
@@ -42,6 +44,7 @@ pub(crate) fn write_summary(
     // Last, where the eye is when the prompt comes back.
     page.verdict(report)?;
     page.coverage(report)?;
+    page.replayed(report)?;
     let bundle = printable(&bundle.to_string_lossy());
     writeln!(page.out, "Bundle    {bundle}")?;
     writeln!(page.out, "Read      {bundle}/report.html")
@@ -191,6 +194,26 @@ impl<W: Write> Page<'_, W> {
         write!(self.out, "Coverage  ")?;
         self.wrapped(&text, 10, 10)
     }
+
+    /// What was seen is not what is stored: that must not be learned from a file of the bundle only.
+    fn replayed(&mut self, report: &Report) -> io::Result<()> {
+        let replayed = report.volumes.iter().filter_map(|volume| {
+            let means = volume.replayed.as_ref()?.means.as_str();
+            Some(format!("{} ({means})", printable(&volume.volume)))
+        });
+        let mut names: Vec<String> = replayed.collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let more = names.len().saturating_sub(REPLAYED);
+        names.truncate(REPLAYED);
+        if more > 0 {
+            names.push(format!("{} more", grouped(u64::try_from(more).unwrap_or(u64::MAX))));
+        }
+        let names = names.join(", ");
+        write!(self.out, "Replayed  ")?;
+        self.wrapped(&format!("journals of {names}; the evidence is unchanged"), 10, 10)
+    }
 }
 
 /// A path as text; where it is not all of the name, that is said.
@@ -229,6 +252,8 @@ fn severity_style(severity: Severity) -> Style {
 
 #[cfg(test)]
 mod tests {
+    use cleanroom_contract::VolumeRecord;
+
     use super::*;
     use crate::bundle::sample;
 
@@ -275,6 +300,8 @@ Verdict   14 findings so far, 2 of them critical; the scan is incomplete, with
 
 Coverage  1 of 3 volumes and 348,901 of 350,112 files examined in full; 412,907
           entries recorded, 37.1 GiB read
+Replayed  journals of vol-0fedcba9876543210 (device mapper snapshot); the
+          evidence is unchanged
 Bundle    /bundles/1
 Read      /bundles/1/report.html
 ";
@@ -320,6 +347,17 @@ Read      /bundles/1/report.html
     }
 
     #[test]
+    fn many_replayed_journals_are_counted() {
+        let mut report = sample::report();
+        let replayed = report.volumes.iter().find(|volume| volume.replayed.is_some()).unwrap();
+        report.volumes = (1..=24)
+            .map(|n| VolumeRecord { volume: format!("v{n}"), ..replayed.clone() })
+            .collect();
+        let text = summary(&report, false, 1000);
+        assert!(text.contains("v5 (device mapper snapshot), 19 more; the evidence"), "{text}");
+    }
+
+    #[test]
     fn a_quiet_scan_is_short() {
         let mut report = sample::report();
         report.run.state = cleanroom_contract::RunState::Complete;
@@ -328,6 +366,7 @@ Read      /bundles/1/report.html
         report.summary.gaps = 0;
         report.worst.clear();
         report.gaps.clear();
+        report.volumes.clear();
         report.coverage = cleanroom_contract::Coverage {
             volumes: 1,
             volumes_examined: 1,

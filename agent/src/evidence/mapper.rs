@@ -21,8 +21,10 @@ const DM_TABLE_LOAD: u8 = 9;
 const DM_TABLE_STATUS: u8 = 12;
 const DM_DEFERRED_REMOVE: u32 = 1 << 17;
 
-/// Sectors of 512 bytes that are copied at once: 8 KiB, since replays write single blocks.
-const CHUNK: u32 = 16;
+/// Sectors of 512 bytes that are copied at once. The kernel cuts every read at their borders: 8 KiB read at
+/// two thirds of the speed of the device below, 32 KiB at 0.85, and of more a replay, which writes single
+/// blocks, would take too much scratch.
+const CHUNK: u32 = 64;
 
 /// A snapshot that can be written to.
 #[derive(Debug)]
@@ -169,14 +171,14 @@ mod tests {
     #[test]
     fn a_table_lies_where_the_kernel_looks_for_it() {
         let mut message = Message::new("cleanroom-1-0");
-        message.target("snapshot", 0x1122_3344_5566, "7:0 7:1 N 16").unwrap();
+        message.target("snapshot", 0x1122_3344_5566, "7:0 7:1 N 64").unwrap();
         assert_eq!((message.get(0), message.get(16), message.get(20)), (4, 312, 1));
         assert_eq!(&message.0[48..62], b"cleanroom-1-0\0");
         assert_eq!(message.0[312..320], [0; 8], "first sector");
         assert_eq!(message.0[320..328], 0x1122_3344_5566_u64.to_ne_bytes());
         assert_eq!(&message.0[336..345], b"snapshot\0");
-        assert_eq!(&message.0[352..365], b"7:0 7:1 N 16\0");
-        assert_eq!(message.first_status(), "7:0 7:1 N 16");
+        assert_eq!(&message.0[352..365], b"7:0 7:1 N 64\0");
+        assert_eq!(message.first_status(), "7:0 7:1 N 64");
         assert!(message.target("snapshot", 1, &"x".repeat(MAP_MESSAGE)).is_err());
     }
 

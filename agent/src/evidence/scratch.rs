@@ -16,7 +16,7 @@ use std::{
 const LEAST: u64 = 64 << 20;
 /// What is left free on the folder's disk, unless that is more than half of what is free.
 const RESERVE: u64 = 256 << 20;
-/// Bounds are multiples of this, so that they are whole blocks for every means.
+/// Bounds are multiples of this, which is a number of whole sectors and blocks.
 const GRAIN: u64 = 8 << 10;
 
 /// Where copy-on-write views may write, and how much.

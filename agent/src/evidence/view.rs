@@ -1,7 +1,7 @@
 //! Views: a folder or a file system of the evidence as a directory that nothing can write through.
 //!
 //! Purpose: decide how evidence is mounted. Touches loop devices and detached mounts, which are never
-//! attached to any path ([`mount`]). Never mounts writable, never parses a byte of evidence.
+//! attached to any path ([`mod@mount`]). Never mounts writable, never parses a byte of evidence.
 //!
 //! A dirty journal holds what was written last. The kernel replays it, and the writes of that go to a
 //! [`Layer`], not to the evidence. So a hostile journal reaches the kernel's code for replaying, as a hostile
@@ -197,8 +197,11 @@ pub(crate) fn file_system(
         let source = io::Error::from_raw_os_error(nix::libc::ENODEV);
         return Err(ViewError::Mount { kind, log: String::new(), source });
     };
-    let device = sys::attach_loop(backing, (part.offset, part.length), sector, Access::ReadOnly)
-        .map_err(|source| ViewError::Loop { source })?;
+    let attach = || {
+        sys::attach_loop(backing, (part.offset, part.length), sector, Access::ReadOnly)
+            .map_err(|source| ViewError::Loop { source })
+    };
+    let device = attach()?;
     let options = Options::of(part.content.kind);
     let dirty = match part.content.kind {
         // Its superblock does not tell: mounting does, on a device that cannot be written to.
@@ -215,22 +218,21 @@ pub(crate) fn file_system(
         _ => part.content.unreplayed.as_ref().map(|unreplayed| unreplayed.reason.clone()),
     };
     let Some(why) = dirty else { return mount(kind, &device.path, options.stored) };
-    let why_not = match scratch {
-        None => None,
-        Some(scratch) => {
-            let length = part.length / 512 * 512;
-            let lower = Lower { backing, offset: part.offset, length, sector, device: &device };
-            match replay(kind, &lower, &options, scratch) {
-                Ok((mut view, layer)) => {
-                    view.replayed = Some(Replay { reason: why, means: layer.means() });
-                    view.layer = Some(layer);
-                    return Ok(view);
-                }
-                Err(why_not) => Some(why_not),
+    let mut why_not = None;
+    if let Some(scratch) = scratch {
+        let length = part.length / 512 * 512;
+        let lower = Lower { backing, offset: part.offset, length, sector, device: &device };
+        match replay(kind, &lower, &options, scratch) {
+            Ok((mut view, layer)) => {
+                view.replayed = Some(Replay { reason: why, means: layer.means() });
+                view.layer = Some(layer);
+                return Ok(view);
             }
+            Err(reason) => why_not = Some(reason),
         }
-    };
-    let mut view = mount(kind, &device.path, options.stored)?;
+    }
+    // Another device: the layer may hold the first a moment longer, which then cannot be mounted.
+    let mut view = mount(kind, &attach()?.path, options.stored)?;
     view.unreplayed = Some(Unreplayed { why, why_not });
     Ok(view)
 }

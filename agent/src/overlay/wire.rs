@@ -104,7 +104,8 @@ impl<'f> Connection<'f> {
 /// Answers. A request that was given up meanwhile needs no answer.
 pub(super) fn answer(mut fuse: &File, answer: &[u8]) -> io::Result<()> {
     match fuse.write(answer) {
-        Ok(_) => Ok(()),
+        Ok(length) if length == answer.len() => Ok(()),
+        Ok(_) => Err(io::Error::other("the kernel took half an answer")),
         Err(error) => match error.raw_os_error() {
             Some(nix::libc::ENOENT | nix::libc::ENODEV) => Ok(()),
             _ => Err(error),
@@ -272,6 +273,11 @@ mod tests {
         body
     }
 
+    fn sevens(into: &mut [u8]) -> io::Result<()> {
+        into.fill(7);
+        Ok(())
+    }
+
     #[test]
     fn requests_are_told_apart() {
         let header = Header { unique: 77 };
@@ -307,7 +313,7 @@ mod tests {
             (&|out| out.initialised(header, init).to_vec(), 80, 0),
             (&|out| out.attributes(header, 1000).to_vec(), 120, 0),
             (&|out| out.opened(header).to_vec(), 32, 0),
-            (&|out| out.read(header, 10, |into| Ok(into.fill(7))).to_vec(), 26, 0),
+            (&|out| out.read(header, 10, sevens).to_vec(), 26, 0),
             (&|out| out.read(header, 10, |_| eof()).to_vec(), 16, -5),
             (&|out| out.written(header, Ok(()), 4096).to_vec(), 24, 0),
             (&|out| out.written(header, full(), 1).to_vec(), 16, -28),
@@ -325,7 +331,7 @@ mod tests {
             assert_eq!(u64_at(&answer, 8), Some(77));
             assert!(!answer.contains(&0xee));
         }
-        assert_eq!(out.read(header, 2, |into| Ok(into.fill(7)))[OUT_HEADER..], [7, 7]);
+        assert_eq!(out.read(header, 2, sevens)[OUT_HEADER..], [7, 7]);
         assert_eq!(u64_at(out.attributes(header, 1000), OUT_HEADER + 24), Some(1000));
         assert_eq!(u32_at(out.written(header, Ok(()), 4096), OUT_HEADER), Some(4096));
     }

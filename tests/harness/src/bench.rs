@@ -14,7 +14,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{memory, tools};
+use crate::{
+    damage,
+    images::{Ext, Image},
+    memory, tools,
+};
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,7 +38,7 @@ pub struct Options {
     /// Runs of each program; the median counts.
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
-    /// Measure only the parts named: rules, small, large, start.
+    /// Measure only the parts named: rules, small, large, start, view.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
 }
@@ -64,6 +68,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if wanted("start") {
         bench.start()?;
+    }
+    if wanted("view") {
+        bench.view()?;
     }
     if wanted("small") {
         bench.small()?;
@@ -157,6 +164,31 @@ impl Bench<'_> {
             );
         }
         Ok(())
+    }
+
+    /// A large file through the view that a journal is replayed in, against the plain one of the same image.
+    /// Each scan sees it through a new device, so that only the image itself is in the cache.
+    fn view(&self) -> Result<()> {
+        if !tools::is_root() {
+            println!("view: not measured without root, which mounting needs");
+            return Ok(());
+        }
+        let corpus = self.work.join("view");
+        remove(&corpus)?;
+        let bytes = make_large(&corpus.join("content"), 1)?;
+        let image = Image::new(&corpus, "image", bytes + bytes / 4)
+            .ext(Ext::Ext4, &corpus.join("content"))?;
+        let dirty = corpus.join("dirty");
+        damage::dirty_copy(&image, &dirty)?;
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..=self.options.runs {
+            theirs.push(rate(bytes, self.scan(&dirty, &["--no-entropy", "--no-replay"])?.time));
+            ours.push(rate(bytes, self.scan(&dirty, &["--no-entropy"])?.time));
+        }
+        let (a, b) = (middle(ours), middle(theirs));
+        let title = "1 GiB in a replayed view: GB/s / plain view";
+        println!("{title:<58} {a:>9.2}G {b:>9.2}G {:>7.2}", a / b);
+        remove(&corpus)
     }
 
     /// How soon a scan is ready to begin.
