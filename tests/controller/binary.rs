@@ -8,6 +8,7 @@ mod account;
 mod interrupted;
 mod outages;
 mod refused;
+mod room;
 mod station;
 mod together;
 mod whole;

@@ -452,6 +452,21 @@ async fn a_bundle_that_was_tampered_with_does_not_arrive() {
     assert!(fetch::fetch(&run, &none, None, Some(folder.path())).await.is_err());
 }
 
+#[tokio::test(start_paused = true)]
+async fn steps_that_stop_before_the_room_make_none() {
+    for steps in [
+        Step::ALL.into_iter().filter(|s| *s != Step::CleanRoom).collect(),
+        Step::ALL.into_iter().filter(|s| *s != Step::Snapshot).collect(),
+    ] {
+        let cloud = FakeCloud::new(small());
+        let policy = Policy { steps, ..Policy::default() };
+        let run = run(&cloud, policy, None).await;
+        let report = respond_to(&run, &suspect()).await.expect("not refused");
+        assert!(report.is_whole() && report.reported.is_none(), "{report:#?}");
+        assert_eq!((stacks(&cloud), orders(&cloud)), (0, 0));
+    }
+}
+
 /// Breaks a run at one call in one way, runs again until a run ends, and judges.
 async fn broken(fault: Fault, n: u64) {
     let before = small();

@@ -311,7 +311,9 @@ impl Store for S3Store {
         let patient = aws_sdk_s3::config::Config::builder()
             .timeout_config(crate::clients::timeouts(seconds, seconds.saturating_mul(3)));
         let call = self.clients.s3.put_object().bucket(bucket).key(key).if_none_match("*");
-        let call = call.checksum_sha256(sha256).body(body).customize().config_override(patient);
+        // A bucket with Object Lock wants to be told of the algorithm besides.
+        let call = call.checksum_algorithm(ChecksumAlgorithm::Sha256).checksum_sha256(sha256);
+        let call = call.body(body).customize().config_override(patient);
         match call.send().await.map_err(|e| fail(OPERATION, key, e)) {
             Ok(_) => Ok(Put::Created),
             Err(error) if error.code == "PreconditionFailed" => Ok(Put::Exists),

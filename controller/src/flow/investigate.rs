@@ -171,6 +171,10 @@ async fn evidence(case: &Case) -> Option<BTreeMap<VolumeId, Snapshot>> {
         case.note("no clean room: there is no volume to examine".to_owned());
         return None;
     }
+    if snapshots.is_empty() && !case.does(Step::Snapshot) && !case.scene.policy.room.asked {
+        case.note("no clean room: there are no snapshots, and none were asked for".to_owned());
+        return None;
+    }
     if snapshots.is_empty() {
         let what = format!("no clean room: {} have no good snapshot", join(&lacking));
         short(case, what, "run respond again: it takes another set of snapshots first");

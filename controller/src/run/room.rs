@@ -150,16 +150,20 @@ pub(super) async fn deploy(opening: &Opening, args: &Deploy, shape: Shape) -> an
     let store = &*session.cloud.store;
     let agent = put(store, "agent", AGENT, &path).await?;
     compare(&args.artifacts, &agent)?;
+    // A pointer that can not be read is written anew.
+    let before = artifacts::latest(store).await.ok().flatten();
     let tools = match &args.tools {
-        None => artifacts::latest(store).await.ok().flatten().and_then(|latest| latest.tools),
+        None => before.as_ref().and_then(|latest| latest.tools.clone()),
         Some(path) => {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             Some(put(store, "tools", &name, path).await?)
         }
     };
     let latest = Latest { v: 1, agent, tools };
-    let bytes = serde_json::to_vec_pretty(&latest).context("write the pointer")?;
-    store.renew(LATEST, bytes).await.context("renew the pointer")?;
+    if before.as_ref() != Some(&latest) {
+        let bytes = serde_json::to_vec_pretty(&latest).context("write the pointer")?;
+        store.renew(LATEST, bytes).await.context("renew the pointer")?;
+    }
     let text = if shape.is_human() {
         let tools = latest.tools.as_ref().map(|t| format!("tools  {}\n", printable(&t.key)));
         format!("agent  {}\n{}", printable(&latest.agent.key), tools.unwrap_or_default())

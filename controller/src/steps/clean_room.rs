@@ -160,10 +160,12 @@ pub fn creation(scene: &Scene, fittings: &Fittings) -> Change {
 }
 
 /// Marks all of a call's events, so that CloudFormation takes a repeated request for the same one (1 to 128 letters, digits and
-/// hyphens).
+/// hyphens). The cases of one run share a nonce.
 fn token(what: &str, scene: &Scene) -> String {
-    let plain = scene.nonce.chars().filter(char::is_ascii_alphanumeric);
-    format!("cleanroom-{what}-{}", plain.collect::<String>())
+    let nonce: String = scene.nonce.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+    let name = stack_name(&scene.case);
+    let token = format!("{what}-{nonce}-{name}");
+    token.chars().take(128).collect()
 }
 
 /// The stack's parameters: `cloudformation/clean-room.yaml` says what each is.

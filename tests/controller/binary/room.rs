@@ -1,0 +1,105 @@
+//! A clean room from deploy to teardown, over HTTP: the stack is made, and no machine runs in it, so that the room is silent.
+
+use cleanroom_harness::emulators::Kind;
+use serde_json::{Value, json};
+
+use super::{account::Account, station::Station};
+
+/// A template of which every emulator makes a stack, with the parameters of the shipped one.
+fn template() -> String {
+    let fixed = [
+        "Case",
+        "Bucket",
+        "BucketKey",
+        "OrderKey",
+        "OrderSha256",
+        "AgentKey",
+        "AgentSha256",
+        "ToolsKey",
+        "ToolsSha256",
+        "Topic",
+        "UsesStates",
+        "ImageId",
+        "InstanceType",
+        "RootGib",
+        "VolumeType",
+        "Iops",
+        "Throughput",
+        "InitializationRate",
+        "KmsKey",
+        "IdleSeconds",
+        "Zone",
+        "Vpc",
+        "Subnet",
+        "SecurityGroup",
+        "PermissionsBoundary",
+        "Snapshot01",
+    ];
+    let parameters: String =
+        fixed.map(|name| format!("  {name}: {{Type: String, Default: \"\"}}\n")).concat();
+    format!(
+        "AWSTemplateFormatVersion: '2010-09-09'\nParameters:\n{parameters}Resources:\n  RoomVpc:\n    Type: AWS::EC2::VPC\n    Properties: {{CidrBlock: 10.9.0.0/24}}\n"
+    )
+}
+
+fn settings(station: &Station) {
+    station.write("room.yaml", template());
+    station.write(
+        "cleanroom.toml",
+        "[room]\ntemplate = \"room.yaml\"\nimage = \"ami-0fedcba9876543210\"\n\n[bounds]\nsilence = 3\npoll = 0.5\n",
+    );
+}
+
+/// What of a report is short of the room.
+fn short(report: &Value) -> Vec<String> {
+    let all = report["shortfalls"].as_array().expect("shortfalls").iter();
+    let of = all.filter(|s| s["step"] == "clean_room");
+    of.map(|s| s["what"].as_str().expect("a text").to_owned()).collect()
+}
+
+#[test]
+fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
+    let account = Account::of(Kind::Plain);
+    let station = account.station();
+    settings(&station);
+    std::fs::create_dir(station.home().join("artifacts")).expect("a folder");
+    station.write("artifacts/cleanroom-agent", "an agent");
+    station.expect(2, &["deploy", "--artifacts", "nowhere"]);
+    let deployed = station.expect(0, &["deploy", "--artifacts", "artifacts"]).record("deployed");
+    let again = station.expect(0, &["deploy", "--artifacts", "artifacts"]).record("deployed");
+    assert_eq!(deployed, again, "kept under its digest, once");
+
+    station.write("webshells.yar", "rule a { condition: true }");
+    let typed =
+        ["respond", account.world.instance(), "--reason", "a test", "--rules", "webshells.yar"];
+    let ran = station.expect(3, &typed);
+    let report = ran.report();
+    let case = report["case"].as_str().expect("a case").to_owned();
+    assert_eq!((&report["contained"], &report["preserved"]), (&json!(true), &json!(true)), "{ran}");
+    let told = short(&report);
+    assert!(told.len() == 1 && told[0].contains("is silent"), "{ran}");
+    let status = station.expect(3, &["status", &case]).record("status");
+    assert_eq!(status["state"], "partial", "{status:#}");
+    assert_eq!(status["scan"]["reported"], false, "{status:#}");
+
+    // It goes on with the same order and the same stack.
+    let joined = station.expect(3, &typed);
+    assert_eq!(short(&joined.report()), told, "{joined}");
+    let events = account.events(&case);
+    let ordered = events.iter().filter(|e| e["event"] == "ordered").count();
+    assert_eq!(ordered, 1, "{events:#?}");
+
+    station.expect(1, &["report", &case]);
+    station.expect(1, &["fetch", &case]);
+    let refused = station.expect(2, &["teardown", &case]);
+    assert!(refused.stderr.contains("--yes"), "{refused}");
+    for _ in 0..2 {
+        let torn = station.expect(0, &["teardown", &case, "--yes"]).record("torn_down");
+        assert_eq!(torn["whole"], true, "{torn:#}");
+        assert_eq!(torn["left"].as_array().map(Vec::len), Some(2), "{torn:#}");
+    }
+    let after = account.state();
+    after.assert_contained(&case, "without its room");
+    after.assert_evidence_whole("without its room");
+    super::account::assert_verified(&station, &case);
+}
