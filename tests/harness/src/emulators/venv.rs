@@ -88,7 +88,7 @@ pub fn prepare() -> Result<()> {
 /// The interpreter of the emulators' environment.
 ///
 /// # Errors
-/// As [`environment`].
+/// Where there is no fitting Python, or a package can not be installed.
 pub fn python() -> Result<PathBuf> {
     environment(&EMULATORS)
 }
