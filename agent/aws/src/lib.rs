@@ -223,10 +223,16 @@ pub(crate) mod tests {
     /// What a request is answered with: a status, headers and a body.
     pub(crate) type Answer = (u16, Vec<(&'static str, String)>, String);
 
+    /// What a request is answered with, and how many came before it.
+    type Service = Box<dyn Fn(&str, usize) -> Answer + Send + Sync>;
+
+    /// The requests so far: method, address, user agent and body, as one text each.
+    pub(crate) type Sent = Arc<Mutex<Vec<String>>>;
+
     /// Clients whose answers are made up, and what they were made to send: method, address and body.
     pub(crate) fn canned(
         answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
-    ) -> (Aws, Arc<Mutex<Vec<String>>>) {
+    ) -> (Aws, Sent) {
         let sent = Arc::new(Mutex::new(Vec::new()));
         let connector = SharedHttpConnector::new(Connector {
             sent: Arc::clone(&sent),
@@ -243,8 +249,8 @@ pub(crate) mod tests {
     }
 
     struct Connector {
-        sent: Arc<Mutex<Vec<String>>>,
-        answer: Box<dyn Fn(&str, usize) -> Answer + Send + Sync>,
+        sent: Sent,
+        answer: Service,
     }
 
     impl std::fmt::Debug for Connector {

@@ -276,11 +276,14 @@ impl<'r> Agent<'r> {
     /// The next order that can be carried out; `None` where none came in time.
     fn next_order(&mut self, order: &WorkOrder) -> Result<Option<Taken>, Stop> {
         let idle = self.idle();
+        if idle.is_zero() {
+            return Ok(None);
+        }
         let pause = (idle / 20).clamp(Duration::from_millis(200), Duration::from_secs(10));
         let until = Instant::now() + idle;
         let mut after = order_key(&order.case, &order.scan);
         let mut said = false;
-        while idle > Duration::ZERO {
+        loop {
             match self.runtime.block_on(self.newer(order, &after)) {
                 Ok(Some(scan)) => {
                     after = order_key(&order.case, &scan);
@@ -296,11 +299,10 @@ impl<'r> Agent<'r> {
                 Err(_) => {}
             }
             if Instant::now() >= until {
-                break;
+                return Ok(None);
             }
             self.pause(pause)?;
         }
-        Ok(None)
     }
 
     /// The scan of the oldest order after this key.

@@ -18,8 +18,11 @@ use super::{
 const SCAN: &str = "20260102T030405Z-0123abcd";
 const TOKEN: &str = "t0ken-of-the-task";
 
-/// A service that says yes to everything, and what it was asked: the header that names the operation, and the body.
-fn yes_man() -> (String, Arc<Mutex<Vec<(String, String)>>>) {
+/// What a service was asked: the header that names the operation, and the body.
+type Asked = Arc<Mutex<Vec<(String, String)>>>;
+
+/// A service that says yes to everything, its address, and what it was asked.
+fn yes_man() -> (String, Asked) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
