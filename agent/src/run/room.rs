@@ -42,6 +42,9 @@ const SYS: &str = "/sys";
 /// The stack's resources that wait for the room.
 const ROOM: &str = "Room";
 const EVIDENCE: &str = "Evidence";
+/// How many times a signal is sent, and how long between: without the first the stack attaches no evidence.
+const SIGNALS: u32 = 8;
+const SIGNAL_PAUSE: Duration = Duration::from_secs(4);
 /// How long what was told last may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(20);
 
@@ -258,9 +261,21 @@ impl<'r> Agent<'r> {
     /// Tells the stack, where one waits. That nobody waits, as when the agent was started again, changes nothing.
     fn signal(&self, resource: &str, ready: bool) {
         let Some(room) = &self.room else { return };
-        let told = self.runtime.block_on(async {
+        let once = || async {
             let id = Metadata::default().instance_id().await?;
             self.aws.signal(&room.stack, resource, &id, ready).await
+        };
+        // CloudFormation refuses what comes a moment before it waits for it.
+        let told = self.runtime.block_on(async {
+            let mut told = once().await;
+            for _ in 1..SIGNALS {
+                if told.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(SIGNAL_PAUSE).await;
+                told = once().await;
+            }
+            told
         });
         if let Err(error) = told {
             say(&format!("the stack was not told that {resource} is ready: {error}"));

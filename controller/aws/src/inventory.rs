@@ -166,6 +166,10 @@ impl Inventory for Aws {
     ) -> Result<Option<PublicImage>> {
         volumes::public_image(&self.clients, owner, name, architecture).await
     }
+
+    async fn prefix_list(&self, name: &str) -> Result<Option<String>> {
+        network::prefix_list(&self.clients, name).await
+    }
 }
 
 /// Who calls, and how far apart the clocks are by that very answer.

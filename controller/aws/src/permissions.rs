@@ -218,6 +218,7 @@ pub const TABLE: &[Operation] = table! {
     "revoke" act "iam:PutUserPolicy";
 
     "clean_room" look "cloudformation:DescribeStackEvents";
+    "clean_room" look "ec2:DescribeManagedPrefixLists";
     "clean_room" act "cloudformation:CreateStack", with PASS_ROOM_ROLE, TAG_STACK;
     "clean_room" act "cloudformation:DeleteStack";
 

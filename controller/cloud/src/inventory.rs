@@ -202,4 +202,6 @@ pub trait Inventory: Send + Sync {
         name: &str,
         architecture: &str,
     ) -> Result<Option<PublicImage>>;
+    /// The id of the prefix list of this name: the addresses of a service, for a rule of a security group.
+    async fn prefix_list(&self, name: &str) -> Result<Option<String>>;
 }

@@ -406,6 +406,13 @@ impl Inventory for FakeCloud {
         })
         .await
     }
+
+    async fn prefix_list(&self, name: &str) -> Result<Option<String>> {
+        self.call(Call::read("ec2:DescribeManagedPrefixLists", name), |_| {
+            Ok(name.ends_with(".s3").then(|| "pl-0123456789abcdef0".to_owned()))
+        })
+        .await
+    }
 }
 
 /// Whether a text fits a pattern in which `*` stands for anything.

@@ -304,15 +304,43 @@ async fn launch(case: &Case, ordered: Ordered) -> Option<Ordered> {
         },
     };
     let bucket_key = bucket_key(case).await;
+    let s3_addresses = s3_addresses(case).await?;
     let (order_key, order_sha256) = (ordered.exhibit.key.clone(), ordered.exhibit.sha256);
     let order = ordered.order.clone();
-    let fittings =
-        Fittings { order, order_key, order_sha256, agent, tools, image, template, key, bucket_key };
+    let fittings = Fittings {
+        order,
+        order_key,
+        order_sha256,
+        agent,
+        tools,
+        image,
+        template,
+        key,
+        bucket_key,
+        s3_addresses,
+    };
     let goal = Launch { fittings: Some(Box::new(fittings)) };
     if !ensure(case, &goal, Direction::Respond).await.whole {
         return None;
     }
     joined(case, ordered).await
+}
+
+/// The prefix list of S3's addresses in this Region, where the room has a network of its own. None, with a shortfall, where it
+/// can not be read: without it the room could not reach its order.
+async fn s3_addresses(case: &Case) -> Option<Option<String>> {
+    if case.scene.policy.room.vpc.is_some() {
+        return Some(None);
+    }
+    let name = format!("com.amazonaws.{}.s3", case.scene.caller.region);
+    let inventory = &case.scene.inventory;
+    let why = match again(case.bounds.original, || inventory.prefix_list(&name)).await {
+        Ok(Some(id)) => return Some(Some(id)),
+        Ok(None) => "EC2 knows none of this name".to_owned(),
+        Err(why) => why,
+    };
+    short(case, format!("no clean room: S3's prefix list {name} could not be found: {why}"), AGAIN);
+    None
 }
 
 /// The key of the bucket, which the room must be let use: where it is a customer's. One that can not be read is noted: a room

@@ -65,6 +65,8 @@ pub struct Fittings {
     pub key: Option<String>,
     /// The ARN of the bucket's key, where that is a customer's.
     pub bucket_key: Option<String>,
+    /// The prefix list of S3's addresses, which the room's own network lets it reach. None in a shared one.
+    pub s3_addresses: Option<String>,
 }
 
 /// The stack is made. Without a work order there is nothing to reach: the flow orders first.
@@ -201,6 +203,7 @@ pub fn parameters(scene: &Scene, fittings: &Fittings) -> BTreeMap<String, String
             ("Vpc", or_none(&room.vpc)),
             ("Subnet", or_none(&room.subnet)),
             ("SecurityGroup", or_none(&room.group)),
+            ("S3PrefixList", or_none(&fittings.s3_addresses)),
             ("PermissionsBoundary", or_none(&room.boundary)),
             ("UsesStates", order.task_token.is_some().to_string()),
         ]

@@ -32,6 +32,7 @@ fn template() -> String {
         "Vpc",
         "Subnet",
         "SecurityGroup",
+        "S3PrefixList",
         "PermissionsBoundary",
         "Snapshot01",
     ];

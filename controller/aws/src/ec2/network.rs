@@ -22,6 +22,7 @@ use crate::{
 const INTERFACES: &str = "ec2:DescribeNetworkInterfaces";
 const GROUPS: &str = "ec2:DescribeSecurityGroups";
 const ACLS: &str = "ec2:DescribeNetworkAcls";
+const PREFIX_LISTS: &str = "ec2:DescribeManagedPrefixLists";
 
 /// The entry that denies whatever no other one matched; every ACL has it and nobody can change it.
 const LAST_ENTRY: i32 = 32767;
@@ -223,6 +224,17 @@ pub(crate) async fn acls_of(clients: &Clients, vpc: &VpcId) -> Result<Vec<Networ
     let stream = clients.ec2.describe_network_acls().filters(filter).into_paginator().send();
     let pages = pages::all(ACLS, vpc, stream).await?;
     pages.into_iter().flat_map(|page| page.network_acls.unwrap_or_default()).map(acl).collect()
+}
+
+/// The id of a managed prefix list, by its name.
+pub(crate) async fn prefix_list(clients: &Clients, name: &str) -> Result<Option<String>> {
+    let filter = filter("prefix-list-name", [name]);
+    let stream =
+        clients.ec2.describe_managed_prefix_lists().filters(filter).into_paginator().send();
+    let pages = pages::all(PREFIX_LISTS, name, stream).await?;
+    let mut lists = pages.into_iter().flat_map(|page| page.prefix_lists.unwrap_or_default());
+    // An emulator, or a service that knows the filter less well, may answer with all of them.
+    Ok(lists.find(|l| l.prefix_list_name() == Some(name)).and_then(|l| l.prefix_list_id))
 }
 
 /// One network ACL.
