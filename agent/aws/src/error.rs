@@ -305,7 +305,7 @@ mod tests {
         let mut raw = raw(503);
         raw.headers_mut().insert("x-amzn-requestid", "req-1");
         let error = fail("s3:PutObject", "key", SdkError::service_error(Plain(meta), raw));
-        assert_eq!(error.to_string(), r"s3:PutObject key: SlowDown: why\nnot (request req-1)");
+        assert_eq!(error.to_string(), r"s3:PutObject key: SlowDown: why\u{a}not (request req-1)");
         assert!(error.is_transient());
     }
 
