@@ -230,7 +230,8 @@ def one_volume_is_at_a_device():
 def the_metadata_service_is_a_rooms():
     """moto's metadata service knows no user data and has the same made-up instance for everybody.
     Here it is that of the newest running instance whose user data is a clean room's, and its
-    credentials have the two members without which AWS's SDKs do not take them."""
+    token says how long it holds and its credentials that they are good, without which AWS's SDKs take
+    neither."""
     original = InstanceMetadataResponse.metadata_response
 
     def room():
@@ -252,6 +253,8 @@ def the_metadata_service_is_a_rooms():
         if path == "/latest/meta-data/instance-id" and instance:
             return 200, {}, instance.id
         answer = original(request, full_url, headers)
+        if path == "/latest/api/token":
+            return answer[0], {"x-aws-ec2-metadata-token-ttl-seconds": "21600"}, answer[2]
         if path.startswith("/latest/meta-data/iam/security-credentials/") and path[-1] != "/":
             now = utcnow().strftime("%Y-%m-%dT%H:%M:%SZ")
             more = {"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": now}

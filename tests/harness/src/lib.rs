@@ -17,6 +17,7 @@ pub mod disk;
 pub mod elf;
 pub mod emulators;
 pub mod images;
+pub mod incident;
 pub mod kernel;
 mod lints;
 mod memory;

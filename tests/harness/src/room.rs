@@ -43,7 +43,7 @@ use crate::{
 /// What is not Amazon Linux's own in the emulated room, for people to read.
 pub const STAND_INS: [(&str, &str); 4] = [
     ("cloud-init", "a script that reads the user data by IMDSv2 and runs it"),
-    ("aws s3api get-object", "curl, to the same endpoint, without a signature"),
+    ("the AWS CLI", "curl, for s3api get-object and cloudformation signal-resource"),
     ("systemd and udev", "absent: the user data goes on without, and restarts the agent itself"),
     ("poweroff", "busybox's, at once"),
 ];
@@ -66,21 +66,40 @@ const CONSOLE_BYTES: usize = 4 << 20;
 /// What the guest says when its user data has ended, followed by the exit status.
 const EXIT_MARK: &str = "CLEANROOM-EXIT:";
 
-/// `aws` as far as the user data needs it.
+/// `aws` as far as the user data needs it. The emulator asks for a signature and does not check it; the keys are those of
+/// AWS's documentation.
 const AWS: &str = r#"#!/bin/sh
 # aws s3api get-object --bucket B --key K [--option VALUE]... FILE
-[ "$1 $2" = "s3api get-object" ] || { echo "aws: only s3api get-object is here" >&2; exit 252; }
+# aws cloudformation signal-resource --stack-name S --logical-resource-id R --unique-id U --status STATUS
+operation="$1 $2"
 shift 2
 while [ $# -gt 0 ]; do
     case $1 in
     --bucket) bucket=$2; shift 2 ;;
     --key) key=$2; shift 2 ;;
-    --no-*) shift ;;
+    --region) region=$2; shift 2 ;;
+    --stack-name) stack=$2; shift 2 ;;
+    --logical-resource-id) resource=$2; shift 2 ;;
+    --unique-id) unique=$2; shift 2 ;;
+    --status) status=$2; shift 2 ;;
     --*) shift 2 ;;
     *) file=$1; shift ;;
     esac
 done
-exec curl -sS -f --retry 5 --retry-connrefused -o "$file" "$AWS_ENDPOINT_URL/$bucket/$key"
+signed() {
+    service=$1
+    shift
+    curl -sS -f --retry 5 --retry-connrefused --aws-sigv4 "aws:amz:$region:$service" \
+        --user AKIAIOSFODNN7EXAMPLE:wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY "$@"
+}
+case $operation in
+"s3api get-object") signed s3 -o "$file" "$AWS_ENDPOINT_URL/$bucket/$key" ;;
+"cloudformation signal-resource")
+    signed cloudformation -o /dev/null -d Action=SignalResource -d Version=2010-05-15 \
+        -d "StackName=$stack" -d "LogicalResourceId=$resource" -d "UniqueId=$unique" \
+        -d "Status=$status" "$AWS_ENDPOINT_URL/" ;;
+*) echo "aws: $operation is not here" >&2; exit 252 ;;
+esac
 "#;
 
 const POWEROFF: &str = "#!/bin/sh\nsync\nexec busybox poweroff -f\n";
@@ -302,7 +321,9 @@ fn keep(mut output: impl Read, console: &Mutex<Vec<u8>>) {
 fn root_disk(kernel: &Kernel, start: &Start<'_>, scratch: &Path) -> Result<PathBuf> {
     let root = scratch.join("root");
     let curl = find("curl").context("curl is not installed")?;
-    let files = [(curl, PathBuf::from("/usr/bin/curl"))];
+    let roots = PathBuf::from("/etc/ssl/certs/ca-certificates.crt");
+    ensure!(roots.is_file(), "{} is missing: install ca-certificates", roots.display());
+    let files = [(curl, PathBuf::from("/usr/bin/curl")), (roots.clone(), roots)];
     let contents =
         Contents { modules: &["virtio_pci", "virtio_net"], files: &files, init: &init() };
     guest::fill(&root, kernel, &contents)?;

@@ -1,0 +1,3 @@
+//! Everything together: the real programs, an emulated account, and a clean room that boots.
+
+mod room;

@@ -1,0 +1,194 @@
+//! From an alert to a report, in a room that boots from what the emulated account says its stack has made.
+//!
+//! One boot serves most of it, since booting is what takes the time.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::{Child, Output, Stdio},
+    time::Duration,
+};
+
+use cleanroom_harness::{
+    damage::{DIRTY_CONTENT, DIRTY_FILE},
+    incident::{Incident, Programs},
+    room::{Ended, Machine, Site},
+    tools::{command, fixtures, is_root},
+};
+use serde_json::Value;
+
+/// How long a part may take under emulation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(420);
+
+/// A rule that only a second look has.
+const SECOND_RULE: &str = r#"rule second_look { meta: severity = "medium" strings: $a = "this is disk two" condition: $a }"#;
+
+fn words(output: &Output) -> String {
+    format!(
+        "{}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Runs a command that must end with one of these statuses.
+fn expect(incident: &Incident, statuses: &[i32], typed: &[&str]) -> Output {
+    let output = incident.ran(typed).expect("start");
+    let code = output.status.code().unwrap_or(-1);
+    assert!(statuses.contains(&code), "cleanroom {}: {}", typed.join(" "), words(&output));
+    output
+}
+
+fn start(incident: &Incident, typed: &[&str]) -> Child {
+    let mut command = incident.cleanroom(typed);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start cleanroom")
+}
+
+/// Boots the room of a case that a command under way launches, with all its volumes but those in `missing`.
+fn boot(incident: &Incident, site: &Site, under_way: &mut Child, missing: &[&str]) -> Machine {
+    site.launched(|| Ok(under_way.try_wait()?.is_none())).expect("a stack with an instance");
+    let programs = [incident.agent().to_owned()];
+    let mut room = site.boot(&programs, "").expect("boot");
+    // Made from another instance's root, a volume can have the label and the UUID of the room's own.
+    room.copy_root(&incident.double.1).expect("copy the room's root");
+    site.attach(&mut room, missing).expect("attach");
+    room
+}
+
+/// Where a command that was started has ended, what it said.
+fn ended(child: Child, room: &mut Machine) -> Output {
+    let mut child = child;
+    let mut told = None;
+    let asked = room.until("the command's end", PATIENCE, |_| {
+        told = child.try_wait()?;
+        Ok(told.is_some())
+    });
+    if asked.is_err() && told.is_none() {
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output().expect("output");
+    asked.unwrap_or_else(|error| panic!("{error:#}\n{}", words(&output)));
+    output
+}
+
+fn lines(path: &std::path::Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).expect("a file of the bundle");
+    text.lines().map(|line| serde_json::from_str(line).expect("a record")).collect()
+}
+
+#[test]
+fn an_alert_becomes_a_report_without_anyone_touching_a_thing() {
+    let programs = Programs::beside_tests().expect("the programs");
+    let incident = Incident::begin(programs).expect("an incident");
+    let fixtures = fixtures();
+    let (rules, lists) = (fixtures.join("rules/demo.yar"), fixtures.join("indicators"));
+    let (rules, lists) = (rules.display().to_string(), lists.display().to_string());
+    expect(&incident, &[0], &["deploy", "--artifacts", "artifacts"]);
+
+    let instance = incident.world.instance().to_owned();
+    let case = format!("{instance}-1");
+    let typed = [
+        "respond",
+        &instance,
+        "--reason",
+        "beacons",
+        "--rules",
+        &rules,
+        "--indicators",
+        &lists,
+        "--format",
+        "jsonl",
+    ];
+    let mut respond = start(&incident, &typed);
+    let site = incident.site(&case);
+    let mut room = boot(&incident, &site, &mut respond, &[]);
+    let before = incident.digests().expect("digests");
+    let output = ended(respond, &mut room);
+    assert_eq!(output.status.code(), Some(0), "{}\n{}", words(&output), room.tail());
+
+    let report = first_report(&incident, &case, &before);
+    second_look(&incident, &case, &mut room);
+
+    // Nobody orders anything more: the room turns itself off, and goes.
+    assert_eq!(room.wait(PATIENCE).expect("off"), Ended::Off, "{}", room.tail());
+    assert_eq!(incident.digests().expect("digests"), before, "evidence is as it was");
+    for _ in 0..2 {
+        expect(&incident, &[0], &["teardown", &case, "--yes"]);
+    }
+    assert!(site.look().expect("look").stack.is_none(), "the stack is gone");
+    let seen = site.look().expect("look");
+    assert!(seen.objects.keys().any(|key| key.ends_with("/report.json")), "{:?}", seen.objects);
+    expect(&incident, &[0], &["custody", "verify", &case]);
+    assert!(report["summary"]["complete"].as_bool() == Some(true), "{report:#}");
+}
+
+/// Fetches the first bundle and judges it; its report.
+fn first_report(incident: &Incident, case: &str, disks: &BTreeMap<String, String>) -> Value {
+    expect(incident, &[0], &["fetch", case, "--out", "bundle"]);
+    let bundle = incident.home().join("bundle");
+    let mut sums = command("sha256sum").expect("sha256sum");
+    let sums = sums.args(["-c", "--quiet", "SHA256SUMS"]).current_dir(&bundle).output();
+    let sums = sums.expect("run sha256sum");
+    assert!(sums.status.success(), "{}", words(&sums));
+
+    let report = fs::read(bundle.join("report.json")).expect("report.json");
+    let report: Value = serde_json::from_slice(&report).expect("a report");
+    let names: Vec<_> =
+        report["evidence"].as_array().expect("evidence").iter().map(|e| &e["name"]).collect();
+    assert_eq!(names.len(), disks.len(), "{names:?}");
+    for volume in disks.keys() {
+        assert!(names.contains(&&Value::from(volume.as_str())), "{volume} in {names:?}");
+    }
+    let volumes = report["volumes"].as_array().expect("volumes");
+    let content = |what: &str| volumes.iter().filter(|v| v["content"] == what).count();
+    // The instance's root, and the room's own root as evidence.
+    assert_eq!((content("ext4"), content("xfs"), content("ntfs")), (2, 2, 1), "{volumes:#?}");
+
+    let findings = lines(&bundle.join("findings.jsonl"));
+    let root = incident.world.volumes()[0];
+    let on_root = |finding: &&Value| {
+        finding["volume"].as_str().is_some_and(|volume| volume.starts_with(root))
+    };
+    assert!(findings.iter().filter(on_root).count() >= 10, "{findings:#?}");
+    replayed(incident, &bundle, volumes);
+    let gaps = lines(&bundle.join("gaps.jsonl"));
+    let told =
+        |what: &str| gaps.iter().any(|gap| gap["reason"].as_str().unwrap_or("").contains(what));
+    assert!(told("LVM") || told("lvm"), "{gaps:#?}");
+    report
+}
+
+/// What the journal alone holds was seen, through a device mapper snapshot.
+fn replayed(incident: &Incident, bundle: &std::path::Path, volumes: &[Value]) {
+    let root = incident.world.volumes()[0];
+    let volume = volumes.iter().find(|v| v["volume"].as_str().is_some_and(|v| v.starts_with(root)));
+    let volume = volume.expect("the root's volume");
+    if !is_root() {
+        println!("left out, as this is not root: a dirty journal, which only mounting can make");
+        return;
+    }
+    assert!(volume["replayed"].is_object(), "{volume:#}");
+    let files = command("zstd")
+        .expect("zstd")
+        .args(["-dc", "files.jsonl.zst"])
+        .current_dir(bundle)
+        .output();
+    let files = String::from_utf8(files.expect("run zstd").stdout).expect("text");
+    let found = files.lines().any(|line| line.contains(DIRTY_FILE));
+    assert!(found, "{DIRTY_FILE} ({DIRTY_CONTENT:?}) is in no record");
+}
+
+/// Orders a second scan from the standing room, which finds what the new rule adds.
+fn second_look(incident: &Incident, case: &str, room: &mut Machine) {
+    incident.write("second.yar", SECOND_RULE.as_bytes()).expect("write");
+    let typed = ["rescan", case, "--rules", "second.yar", "--format", "jsonl"];
+    let rescan = start(incident, &typed);
+    let output = ended(rescan, room);
+    assert_eq!(output.status.code(), Some(0), "{}\n{}", words(&output), room.tail());
+    expect(incident, &[0], &["fetch", case, "--out", "second"]);
+    let findings = lines(&incident.home().join("second/findings.jsonl"));
+    let by_rule = |name: &str| findings.iter().filter(|f| f.to_string().contains(name)).count();
+    assert_eq!(by_rule("second_look"), 1, "{findings:#?}");
+    assert_eq!(by_rule("cleanroom_test_webshell"), 0, "the first rules were not ordered again");
+}
