@@ -160,6 +160,7 @@ fn first_report(incident: &Incident, case: &str, disks: &BTreeMap<String, String
 }
 
 /// What the journal alone holds was seen, through a device mapper snapshot.
+#[expect(clippy::print_stdout, reason = "what is left out is said")]
 fn replayed(incident: &Incident, bundle: &std::path::Path, volumes: &[Value]) {
     let root = incident.world.volumes()[0];
     let volume = volumes.iter().find(|v| v["volume"].as_str().is_some_and(|v| v.starts_with(root)));
