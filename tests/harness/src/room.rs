@@ -204,7 +204,7 @@ impl Machine {
         Ok(())
     }
 
-    /// What the console has said so far, its last [`CONSOLE_BYTES`].
+    /// What the console has said so far, the last four MiB of it at least.
     #[must_use]
     pub fn console(&self) -> String {
         let bytes = self.console.lock().unwrap_or_else(PoisonError::into_inner);

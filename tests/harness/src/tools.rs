@@ -65,6 +65,12 @@ pub const TESTS: &[Tool] = &[
     tool("cpio", "cpio", "packs the virtual machine's initramfs"),
     tool("strip", "binutils", "makes the agent small for the virtual machine"),
     tool("xz", "xz-utils", "unpacks kernel modules"),
+    tool("curl", "curl", "fetches for the emulated clean room, as the AWS CLI does in a real one"),
+    tool(
+        "update-ca-certificates",
+        "ca-certificates",
+        "has the roots that the room's agent looks for",
+    ),
     tool("ssh-keygen", "openssh-client", "verifies signatures independently"),
 ];
 
