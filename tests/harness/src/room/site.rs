@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How long the parts may take under emulation on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a case's stack has made.
 #[derive(Clone, Debug, Deserialize)]
