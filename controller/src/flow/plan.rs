@@ -10,7 +10,10 @@ use crate::{
     claim,
     journal::{self, Ledger},
     original::{self, Original},
-    steps::{clean_room::artifacts, goals, record, verify},
+    steps::{
+        clean_room::{self, artifacts},
+        goals, record, verify,
+    },
 };
 
 /// One thing that `respond` would do.
@@ -271,7 +274,7 @@ async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
     for (resource, what) in [
         (format!("{bucket}/{orders}"), "order a scan of the snapshots".to_owned()),
         (
-            format!("cleanroom-{}", scene.case),
+            clean_room::stack_name(&scene.case),
             format!(
                 "create the stack from {key}, with agent {} and a volume for each snapshot",
                 agent.key

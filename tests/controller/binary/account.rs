@@ -73,7 +73,7 @@ impl Account {
         Station::new(&self.url())
     }
 
-    /// A proxy before it, that lets everything pass for now.
+    /// A proxy before it, that lets everything pass until it is told otherwise.
     pub(super) fn proxy(&self, seed: u64) -> Microburst {
         Microburst::start(&self.url(), seed).expect("microburst starts")
     }
