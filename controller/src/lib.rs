@@ -4,6 +4,7 @@
 //! each step, for every door to it. Touches the cloud through the ports only, and this machine's disk
 //! in the spool only. Never names an SDK's type, and never deletes what is evidence.
 
+pub mod alert;
 pub mod case;
 pub mod claim;
 pub mod engine;
