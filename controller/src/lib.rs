@@ -5,6 +5,7 @@
 //! in the spool only. Never names an SDK's type, and never deletes what is evidence.
 
 pub mod alert;
+pub mod brake;
 pub mod case;
 pub mod claim;
 pub mod engine;

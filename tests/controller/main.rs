@@ -1,6 +1,7 @@
 //! The controller's tests: its goals and its flow against a cloud in memory, and the real binary against emulators.
 
 mod binary;
+mod brake;
 mod close;
 mod containment;
 mod custody;

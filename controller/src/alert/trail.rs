@@ -2,7 +2,7 @@
 //!
 //! Pure. A session of an instance's role is named by the instance, and its calls come from the instance's own addresses, from
 //! those of its VPC's NAT gateways, or through a VPC endpoint. Which addresses those are is not known here: every call from a
-//! public address is a candidate, and the intake compares ([`is_elsewhere`]).
+//! public address is a candidate, and the intake compares.
 //! Format: CloudWatch Logs user guide, "Subscription filters with AWS Lambda"; CloudTrail user guide, "userIdentity element".
 
 use std::{
@@ -108,12 +108,6 @@ fn is_private(address: &IpAddr) -> bool {
     }
 }
 
-/// Whether a call came from elsewhere: not from one of these addresses, the instance's own and its VPC's NAT gateways'.
-#[must_use]
-pub fn is_elsewhere(address: &IpAddr, own: &BTreeSet<IpAddr>) -> bool {
-    !own.contains(address)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -197,12 +191,5 @@ mod tests {
         let bomb =
             base64::engine::general_purpose::STANDARD.encode(encoder.finish().expect("it ends"));
         assert!(unpack(&bomb).expect_err("too large").contains("more than"));
-    }
-
-    #[test]
-    fn an_own_address_is_not_elsewhere() {
-        let own = BTreeSet::from(["203.0.113.7".parse().expect("an address")]);
-        assert!(!is_elsewhere(&"203.0.113.7".parse().expect("an address"), &own));
-        assert!(is_elsewhere(&"198.51.100.9".parse().expect("an address"), &own));
     }
 }
