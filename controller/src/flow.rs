@@ -14,6 +14,7 @@ pub mod recover;
 pub mod release;
 mod report;
 pub mod rescan;
+pub mod standing;
 pub mod status;
 pub mod teardown;
 

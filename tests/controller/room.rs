@@ -9,10 +9,11 @@ use cleanroom_contract::{CaseId, ScanId, Severity, bundle_prefix};
 use cleanroom_controller::{
     case::{Policy, Step},
     flow::{
-        Report,
+        Report, close,
         fetch::{self, FetchError},
         rescan::{self, Rescanned},
-        teardown,
+        standing::Standing,
+        status, teardown,
     },
     journal::{self, Ledger, digest, verify},
     room::{Given, RoomPolicy},
@@ -315,7 +316,12 @@ async fn teardown_removes_the_room_and_nothing_else_and_twice_is_as_once() {
     assert!(torn.whole, "{torn:#?}");
     let left: Vec<_> = torn.left.iter().map(|l| l.what.as_str()).collect();
     assert!(left[0].contains("snapshots") && left[1].contains("objects"), "{left:?}");
-    assert!(torn.left[0].dollars_a_month > 30.0, "608 GiB and copies: {:?}", torn.left);
+    assert_eq!(
+        left[2],
+        format!("log groups below /cleanroom/{}/, of sessions in its rooms", case())
+    );
+    assert!(torn.left[0].dollars_a_month > Some(30.0), "608 GiB and copies: {:?}", torn.left);
+    assert_eq!((torn.left[2].gib, torn.left[2].dollars_a_month), (None, None));
     cloud.with(|w| {
         assert!(w.built.is_empty());
         assert_eq!(w.snapshots, snapshots);
@@ -329,7 +335,7 @@ async fn teardown_removes_the_room_and_nothing_else_and_twice_is_as_once() {
     });
     let calls = cloud.calls().len() as u64;
     let again = tear_down(&cloud).await;
-    assert!(again.whole, "{again:#?}");
+    assert!(again.whole && again.left.len() == 3, "the log groups outlive the stack: {again:#?}");
     assert_eq!(changes_since(&cloud, calls), Vec::<String>::new());
     assert_contained(&cloud, &before, "without its room").await;
     assert_custody(&cloud, "without its room").await;
@@ -337,6 +343,73 @@ async fn teardown_removes_the_room_and_nothing_else_and_twice_is_as_once() {
     let report = respond(&cloud.restarted(), None).await;
     assert!(report.is_whole() && report.reported.is_some(), "{report:#?}");
     assert_eq!(stacks(&cloud), 1);
+}
+
+/// The room, as `status` tells of it.
+async fn standing(cloud: &FakeCloud) -> Option<Standing> {
+    let run = run(cloud, Policy::default(), None).await;
+    status::status(&run, &case()).await.expect("the case is there").room
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standing_room_is_told_with_its_cost_until_it_is_torn_down() {
+    let cloud = FakeCloud::new(world());
+    respond(&cloud, None).await;
+    let room = standing(&cloud).await.expect("a room");
+    let built = cloud.with(|w| w.built.values().next().expect("a stack").clone());
+    assert_eq!((&room.stack, &room.instance), (&built.stack.name, &built.instance));
+    assert_eq!((room.state.as_deref(), room.since), (Some("running"), built.stack.created));
+    // m6i.4xlarge, four endpoints, 608 + 83 GiB of gp3, and 73 MiB/s for each of three volumes.
+    let expected = 0.768 + 0.04 + (691.0 * 0.08 + 3.0 * 73.0 * 0.04) / 730.0;
+    assert!((room.dollars_an_hour - expected).abs() < 0.0005, "{room}, not {expected}");
+    // It has ended itself, and costs less.
+    tokio::time::sleep(Duration::from_secs(5400)).await;
+    let off = standing(&cloud).await.expect("a room that is off");
+    assert_eq!(off.state.as_deref(), Some("stopped"));
+    assert!((off.dollars_an_hour - expected + 0.768).abs() < 0.0005, "{off}");
+    tear_down(&cloud).await;
+    assert_eq!(standing(&cloud).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stack_of_which_nothing_stands_costs_nothing() {
+    let cloud = FakeCloud::new(small());
+    cloud.with(|w| w.room.fails = Some(("Role".to_owned(), "no rights".to_owned())));
+    respond(&cloud, None).await;
+    let room = standing(&cloud).await.expect("a stack");
+    assert_eq!((room.stands, room.dollars_an_hour), (false, 0.0));
+    assert!(room.to_string().ends_with("ROLLBACK_COMPLETE: nothing of it stands"), "{room}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_case_is_not_closed_while_its_room_stands() {
+    let cloud = FakeCloud::new(small());
+    respond(&cloud, None).await;
+    let close = async |cloud: &FakeCloud| {
+        let run = run(cloud, Policy::default(), None).await;
+        close::close(&run, &case(), Some("done")).await
+    };
+    let before = cloud.calls().len() as u64;
+    let error = close(&cloud).await.expect_err("its room stands").to_string();
+    let advice = format!("cleanroom teardown {}", case());
+    assert!(error.contains("USD an hour") && error.contains(&advice), "{error}");
+    assert_eq!(changes_since(&cloud, before), Vec::<String>::new());
+    tear_down(&cloud).await;
+    close(&cloud).await.expect("it closes");
+    assert_custody(&cloud, "closed").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_case_is_closed_though_nobody_can_say_whether_its_room_stands() {
+    let cloud = FakeCloud::new(small());
+    respond(&cloud, None).await;
+    cloud.fault(
+        Fault::Refuse(ErrorKind::Denied),
+        At::Matching("cloudformation:DescribeStacks".to_owned(), 1),
+    );
+    let run = run(&cloud, Policy::default(), None).await;
+    let text = close::close(&run, &case(), Some("done")).await.expect("it closes");
+    assert!(text.contains("Whether a clean room stands could not be read"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
