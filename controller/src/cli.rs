@@ -32,6 +32,7 @@ Exit status:
        status: a case is open, partial or drifted
        preflight: something is missing
        custody verify: the log is not what was written
+  4    report, fetch: the scan that was named is not in the custody log
   130  ended by Ctrl-C, 143 by SIGTERM: no interface is left open, and respond
        goes on where it was
 
@@ -110,7 +111,7 @@ pub(crate) enum Command {
     Report {
         /// The case.
         case: CaseId,
-        /// The scan [default: the newest that published].
+        /// The scan [default: the newest that was read back into the custody log].
         #[arg(long, value_name = "SCAN")]
         scan: Option<ScanId>,
     },
@@ -274,7 +275,7 @@ pub(crate) struct Fetch {
     /// The case.
     pub case: CaseId,
 
-    /// The scan [default: the newest that published].
+    /// The scan [default: the newest that was read back into the custody log].
     #[arg(long, value_name = "SCAN")]
     pub scan: Option<ScanId>,
 

@@ -7,29 +7,30 @@ pub mod close;
 pub mod fetch;
 pub mod find;
 pub mod investigate;
+mod open;
 pub mod plan;
 pub mod preflight;
 pub mod recover;
 pub mod release;
 mod report;
 pub mod rescan;
+pub mod standing;
 pub mod status;
 pub mod teardown;
 
-use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use cleanroom_cloud::{CloudError, GroupId, Instance};
+use cleanroom_cloud::{CloudError, Instance};
 use cleanroom_contract::CaseId;
 use futures_util::future::join_all;
 use tokio::{task::JoinHandle, time::timeout};
 
 pub use self::{investigate::Reported, report::Report};
 use crate::{
-    case::{Case, Goal, Run, Scene, Shortfall, Step, lock},
-    claim::{self, ClaimError, Claimer},
+    case::{Case, Goal, Run, Shortfall, Step, lock},
+    claim::ClaimError,
     engine::{Direction, Ended, again, ensure},
-    journal::{Journal, Ledger, Spool, Writer, error_chain, event::Body},
-    original::{self, Known, Original},
+    journal::event::Body,
     progress::Event,
     steps::{
         detach, isolate, notify, notify::Milestone, protect, record, revoke, snapshot, tag, verify,
@@ -87,9 +88,9 @@ pub struct Request {
 pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> {
     // Only containing takes a slot: whoever waits for snapshots keeps nobody else on the network.
     let slot = run.shared.slots.acquire().await;
-    let (case, ledger, how) = open(run, request).await?;
+    let (case, ledger, how) = open::open(run, request).await?;
     how.told(&case);
-    skewed(&case);
+    open::skewed(&case);
     if ledger.original.is_some() {
         close_left_open(&case).await;
     }
@@ -101,186 +102,6 @@ pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> 
     let waiting = record::catch_up(&case).await + case.journal.catch_up().await;
     let ended = report::Came { contained, preserved, reported };
     Ok(report::Report::of(&case, &how, ended, waiting).await)
-}
-
-/// How far a clock may be off before times in the log are not to be relied on.
-const SKEW_SECONDS: u64 = 30;
-
-/// A clock that is wrong makes the case partial, and stops nothing: the log's times are this machine's.
-fn skewed(case: &Case) {
-    let Some(ahead) = case.scene.caller.clock_ahead else { return };
-    if ahead.unsigned_abs() > SKEW_SECONDS {
-        let way = if ahead > 0 { "ahead of" } else { "behind" };
-        case.short(Shortfall {
-            step: Step::Verify,
-            what: format!(
-                "this machine's clock is {} s {way} AWS's: the times in the custody log are off by as much",
-                ahead.unsigned_abs()
-            ),
-            advice: "set the clock, and run respond again; CloudTrail has the true times".to_owned(),
-        });
-    }
-}
-
-/// How a case was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opening {
-    /// Whether the case was there already.
-    pub joined: bool,
-    /// Whether nobody could claim it, since the store was down.
-    pub weak: bool,
-}
-
-impl Opening {
-    fn told(self, case: &Case) {
-        case.progress.tell(Event::Case {
-            instance: case.scene.instance.clone(),
-            case: case.scene.case.clone(),
-            joined: self.joined,
-            weak: self.weak,
-        });
-        if self.weak {
-            case.short(Shortfall {
-                step: Step::Verify,
-                what: "the case could not be claimed in the evidence bucket: a tag marks it".to_owned(),
-                advice: "run respond again once the bucket answers: it claims the case and appends what was spooled".to_owned(),
-            });
-        }
-    }
-}
-
-/// Verifies, claims, and records the instance as it is.
-async fn open(run: &Run, request: &Request) -> Result<(Case, Ledger, Opening), FlowError> {
-    let instance = &request.instance;
-    let inventory = &*run.cloud.inventory;
-    let reason = request.reason.as_deref();
-    let grounds = verify::decide(instance, &run.caller, &run.policy, reason)?;
-    let reading = original::read(inventory, instance.clone(), &run.shared, run.bounds.original);
-    let (mut fresh, ours, claimed) =
-        tokio::join!(reading, own_groups(run, instance), claim(run, request));
-    match ours {
-        Ok(ours) => fresh.exclude(&ours),
-        // Never guessed: what might be ours is not recorded as the instance's own.
-        Err(why) => fresh.interfaces = Known::Unknown(why),
-    }
-    let (journal, how) = claimed?;
-    let body = Body::Opened {
-        instance: instance.id.clone(),
-        reason: request.reason.clone(),
-        grounds: grounds.0,
-        original: Box::new(fresh.clone()),
-    };
-    let before = journal.ledger().await;
-    let ledger = journal.open_case(body).await;
-    if run.policy.require_custody
-        && let Some(why) = journal.down()
-    {
-        return Err(FlowError::Custody { case: journal.case().clone(), why });
-    }
-    let original = ledger.original.clone().unwrap_or(fresh);
-    // Two instances that were given one name at the same moment would both act on the first.
-    if original.instance.id != instance.id {
-        return Err(FlowError::Case(format!(
-            "the log of {} is that of {}, not of {}: give each instance a case of its own",
-            journal.case(),
-            original.instance.id,
-            instance.id
-        )));
-    }
-    Ok((case(run, Arc::new(journal), original, &ledger), before, how))
-}
-
-/// Groups of ours in the instance's VPC: an interface that has one is not in its original state.
-async fn own_groups(run: &Run, instance: &Instance) -> Result<BTreeSet<GroupId>, String> {
-    let Some(vpc) = &instance.vpc else { return Ok(BTreeSet::new()) };
-    let inventory = &run.cloud.inventory;
-    // A run that died may have left the group that allows everything: its name tells the case, which may be any of this
-    // instance's.
-    let tagged = instance.tags.get("cleanroom:case").map(|case| isolate::flush_name_of(case));
-    let names: Vec<_> =
-        [Some(isolate::FORENSIC.to_owned()), tagged].into_iter().flatten().collect();
-    let found = again(run.bounds.original, || {
-        futures_util::future::try_join_all(names.iter().map(|name| inventory.find_group(vpc, name)))
-    });
-    Ok(found.await?.into_iter().flatten().map(|group| group.id).collect())
-}
-
-/// Claims the instance and opens its log. Where the store fails, the case is weak.
-async fn claim(run: &Run, request: &Request) -> Result<(Journal, Opening), FlowError> {
-    let id = &request.instance.id;
-    let now = run.clock.now();
-    let spool = Spool::at(run.spool.clone());
-    let spooled = spool.cases().into_iter().find(|case| claim::is_weak(case, id));
-    let weak = spooled.or_else(|| claim::weak_tag(&request.instance));
-    let claimer = Claimer {
-        caller: &run.caller,
-        nonce: &run.nonce,
-        now,
-        case: request.case.as_ref(),
-        tagged: request.instance.tags.contains_key("cleanroom:case"),
-        weak: weak.as_ref(),
-    };
-    let writer = Writer {
-        actor: run.caller.arn.clone(),
-        nonce: run.nonce.clone(),
-        clock: run.clock.clone(),
-        bound: run.bounds.custody,
-    };
-    let store = run.cloud.store.clone();
-    let claimed = timeout(run.bounds.custody, claim::claim(&*store, id, &claimer)).await;
-    let why = match claimed {
-        Ok(Ok(claimed)) if claimed.new && weak.is_none() => {
-            let journal = Journal::new(store, claimed.claim.case, writer, spool);
-            return Ok((journal, Opening { joined: false, weak: false }));
-        }
-        Ok(Ok(claimed)) => {
-            let joined = !claimed.new;
-            let journal = Journal::open(store, claimed.claim.case, writer, spool).await;
-            return Ok((journal, Opening { joined, weak: false }));
-        }
-        Ok(Err(error @ (ClaimError::Other { .. } | ClaimError::Taken { .. }))) => {
-            return Err(error.into());
-        }
-        Ok(Err(error)) if run.policy.require_custody => return Err(error.into()),
-        Ok(Err(error)) => error_chain(&error),
-        Err(_) => "the store did not answer in time".to_owned(),
-    };
-    let case = request.case.clone().or(weak).unwrap_or_else(|| claim::weak(id, now));
-    if run.policy.require_custody {
-        return Err(FlowError::Custody { case, why });
-    }
-    let journal = Journal::new(store, case, writer, spool).down_from_start(why).await;
-    Ok((journal, Opening { joined: false, weak: true }))
-}
-
-/// A case at work.
-pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger: &Ledger) -> Case {
-    Case {
-        scene: Scene {
-            inventory: run.cloud.inventory.clone(),
-            case: journal.case().clone(),
-            instance: original.instance.id.clone(),
-            original: Arc::new(original),
-            done: Arc::new(ledger.changes()),
-            sets: Arc::new(ledger.sets.clone()),
-            flushed: Arc::new(ledger.flushed.clone()),
-            policy: Arc::new(run.policy.clone()),
-            caller: run.caller.clone(),
-            nonce: run.nonce.clone(),
-            shared: run.shared.clone(),
-        },
-        hands: run.cloud.hands.clone(),
-        notices: run.cloud.notices.clone(),
-        facts: run.cloud.facts.clone(),
-        posture: run.cloud.posture.clone(),
-        store: run.cloud.store.clone(),
-        journal,
-        bounds: run.bounds.clone(),
-        progress: run.progress.clone(),
-        tasks: Arc::default(),
-        shortfalls: Arc::default(),
-        notes: Arc::default(),
-    }
 }
 
 /// Closes what an ended process left open, before anything else.
@@ -428,7 +249,7 @@ async fn finish(
     let telling = async {
         let milestone = if contained.is_some() { Milestone::Contained } else { Milestone::Failed };
         if contained.is_some() || case.does(Step::Isolate) {
-            notify::publish(case, milestone, &lines(case)).await;
+            notify::publish(case, milestone, &report::lines(case)).await;
         }
     };
     // A person's word was enough to begin: what services say is added to it.
@@ -461,9 +282,9 @@ async fn finish(
     let tasks = std::mem::take(&mut *lock(&case.tasks));
     join_all(tasks).await;
     if preserved.is_some() {
-        notify::publish(case, Milestone::Preserved, &lines(case)).await;
+        notify::publish(case, Milestone::Preserved, &report::lines(case)).await;
     }
-    end(case).await;
+    report::end(case).await;
     (contained, preserved)
 }
 
@@ -579,64 +400,6 @@ async fn investigated(case: &Case, run: &Run) -> Option<Reported> {
             seconds: run.started.elapsed().as_secs_f64(),
         });
     }
-    note_short(case).await;
+    report::note_short(case).await;
     reported
-}
-
-/// What people are told beside a milestone.
-fn lines(case: &Case) -> Vec<String> {
-    let mut lines: Vec<_> =
-        lock(&case.shortfalls).iter().map(|s| format!("NOT DONE: {}", s.what)).collect();
-    lines.extend(lock(&case.notes).iter().cloned());
-    lines
-}
-
-/// Notes what is short in the end, where that has changed.
-async fn end(case: &Case) {
-    for (part, why) in case.scene.original.unknown() {
-        case.note(format!(
-            "the {part} could not be read before the response, so release can not restore it: {why}"
-        ));
-    }
-    if let Known::Is(true) = instance_store(case).await {
-        case.note("its instance store volumes die with it and can not be snapshotted".to_owned());
-    }
-    case.note("memory was not taken".to_owned());
-    if let Some(why) = case.journal.down() {
-        case.short(Shortfall {
-            step: Step::Record,
-            what: format!("the custody log could not be written when things happened: {why}"),
-            advice: "events are kept on this machine; run respond again once the bucket answers"
-                .to_owned(),
-        });
-    }
-    // With a room still to come, its shortfalls of the last run hold until it has ended again.
-    if !case.does(Step::CleanRoom) {
-        note_short(case).await;
-        return;
-    }
-    let ledger = case.journal.ledger().await;
-    let of_the_room: Vec<_> =
-        ledger.shortfalls.iter().filter(|s| s.step == Step::CleanRoom).cloned().collect();
-    let mut shortfalls = lock(&case.shortfalls).clone();
-    shortfalls.extend(of_the_room);
-    if ledger.shortfalls != shortfalls {
-        case.journal.append(None, Body::Short { shortfalls }).await;
-    }
-}
-
-/// Logs what is short, where that has changed.
-async fn note_short(case: &Case) {
-    let shortfalls = lock(&case.shortfalls).clone();
-    if case.journal.ledger().await.shortfalls != shortfalls {
-        case.journal.append(None, Body::Short { shortfalls }).await;
-    }
-}
-
-async fn instance_store(case: &Case) -> Known<bool> {
-    let kind = &case.scene.original.instance.instance_type;
-    match case.scene.inventory.has_instance_store(kind).await {
-        Ok(has) => Known::Is(has),
-        Err(error) => Known::Unknown(error.to_string()),
-    }
 }

@@ -34,6 +34,7 @@ use crate::{
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const PARTIAL: u8 = 3;
+const UNLOGGED: u8 = 4;
 
 /// Runs a command.
 pub(crate) fn run(cli: Cli) -> ExitCode {

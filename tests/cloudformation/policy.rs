@@ -89,6 +89,10 @@ fn conditions_hold(statement: &Value, request: &Request) -> bool {
                 // A key that is not there differs from every value.
                 "StringNotEquals" => !equal,
                 "StringLike" | "ArnEquals" | "ArnLike" => like,
+                "BoolIfExists" => {
+                    let truth = |text: &String| text.parse::<bool>().expect("a truth value");
+                    actual.is_none_or(|actual| wanted.iter().any(|w| truth(w) == truth(actual)))
+                }
                 "Null" => wanted == [actual.is_none().to_string()],
                 other => panic!("the operator {other} is not understood"),
             };
@@ -149,6 +153,9 @@ fn the_judge_judges() {
         {"Effect": "Deny", "Action": "*", "NotResource": "arn:b/*"},
         {"Effect": "Deny", "Action": "s3:*", "Resource": "*",
          "Condition": {"StringNotEquals": {"aws:SourceVpc": "vpc-1"}}},
+        {"Effect": "Deny", "Action": "s3:PutObject", "Resource": "*",
+         "Condition": {"Null": {"s3:if-none-match": "true"}, "BoolIfExists": {"x": "true"}}},
+        {"Effect": "Allow", "Action": "s3:PutObject", "Resource": "arn:b/*"},
     ]});
     let inside = Request::new("s3:getobject", "arn:b/one/x").with("aws:SourceVpc", "vpc-1");
     let tagged = inside.clone().with("aws:PrincipalTag/case", "one");
@@ -156,6 +163,15 @@ fn the_judge_judges() {
     assert_eq!(judge(&policy, &inside), Verdict::Silent);
     assert_eq!(judge(&policy, &tagged.clone().with("aws:SourceVpc", "vpc-2")), Verdict::Denied);
     assert_eq!(judge(&policy, &Request::new("s3:GetObject", "arn:b/one/x")), Verdict::Denied);
+    let put = Request { action: "s3:PutObject".into(), ..inside };
+    for (request, expected) in [
+        (put.clone(), Verdict::Denied),
+        (put.clone().with("x", "true"), Verdict::Denied),
+        (put.clone().with("x", "false"), Verdict::Allowed),
+        (put.with("x", "true").with("s3:if-none-match", "*"), Verdict::Allowed),
+    ] {
+        assert_eq!(judge(&policy, &request), expected, "{request:?}");
+    }
     let elsewhere = Request { resource: "arn:c/one/x".into(), ..tagged };
     assert_eq!(judge(&policy, &elsewhere), Verdict::Denied);
     for (pattern, text, expected) in [

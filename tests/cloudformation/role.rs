@@ -22,6 +22,12 @@ fn inside(action: &str, resource: impl Into<String>) -> Request {
     Request::new(action, resource).with("aws:SourceVpc", "Network-0123456789abcdef0")
 }
 
+/// Creating an object that is not there yet, by one request or by putting the parts of an upload together: both are
+/// `s3:PutObject` with `If-None-Match: *` (S3 user guide, "Enforce conditional writes on Amazon S3 buckets").
+fn creating(request: Request) -> Request {
+    request.with("s3:if-none-match", "*").with("s3:ObjectCreationOperation", "true")
+}
+
 #[test]
 fn it_may_do_its_work() {
     let rendered = room(&parameters(1));
@@ -42,7 +48,9 @@ fn it_may_do_its_work() {
         inside("s3:GetObject", object("tools/tools.tar.gz")),
         // To tell its own object, whose answer was lost, from somebody else's.
         inside("s3:GetObject", bundle.as_str()),
-        inside("s3:PutObject", bundle.as_str()),
+        creating(inside("s3:PutObject", bundle.as_str())),
+        // Beginning an upload and its parts, which take no condition.
+        inside("s3:PutObject", bundle.as_str()).with("s3:ObjectCreationOperation", "false"),
         inside("s3:ListMultipartUploadParts", bundle),
         prefix("orders"),
         prefix("bundles"),
@@ -97,7 +105,28 @@ fn it_may_do_nothing_else_to_evidence() {
             ("s3:GetObject", "arn:aws:s3:::drop-box/x".to_owned()),
         ] {
             let request = Request::new(action, resource).with("aws:SourceVpc", vpc.as_str());
+            let request = if action == "s3:PutObject" { creating(request) } else { request };
             assert_eq!(judge(policy(&rendered), &request), Verdict::Denied, "{which}: {request:?}");
+        }
+    }
+}
+
+#[test]
+fn it_may_write_over_nothing_not_even_its_own() {
+    for (which, rendered) in rooms() {
+        let vpc = rendered.outputs["Vpc"].as_str().expect("a VPC").to_owned();
+        for name in ["bundles/scan/SHA256SUMS", "bundles/scan/events/000001.json"] {
+            let object = object(&format!("cases/{CASE}/{name}"));
+            let put = Request::new("s3:PutObject", object).with("aws:SourceVpc", vpc.as_str());
+            let verdict = |request: &Request| judge(policy(&rendered), request);
+            assert_eq!(verdict(&creating(put.clone())), Verdict::Allowed, "{which}: {name}");
+            let creates = put.clone().with("s3:ObjectCreationOperation", "true");
+            // Where an object is there, each of these would replace it.
+            let over = creates.clone().with("s3:if-match", "\"d41d8cd98f00b204e9800998ecf8427e\"");
+            let copy = creates.clone().with("s3:x-amz-copy-source", "somewhere/else");
+            for request in [creates, over, copy, put] {
+                assert_eq!(verdict(&request), Verdict::Denied, "{which}: {request:?}");
+            }
         }
     }
 }
@@ -148,13 +177,15 @@ fn its_credentials_are_of_no_use_elsewhere() {
     let own = room(&parameters(1));
     let shared = room(&shared(parameters(1)));
     let object = object(&format!("cases/{CASE}/bundles/scan/report.json"));
-    let from = |vpc: &str| Request::new("s3:PutObject", object.as_str()).with("aws:SourceVpc", vpc);
+    let from = |vpc: &str| {
+        creating(Request::new("s3:PutObject", object.as_str()).with("aws:SourceVpc", vpc))
+    };
     assert_eq!(judge(policy(&own), &from("Network-0123456789abcdef0")), Verdict::Allowed);
     assert_eq!(judge(policy(&shared), &from("vpc-0123456789abcdef0")), Verdict::Allowed);
     for rendered in [&own, &shared] {
         assert_eq!(judge(policy(rendered), &from("vpc-0fedcba9876543210")), Verdict::Denied);
         // From the internet there is no such key.
-        let outside = Request::new("s3:PutObject", object.as_str());
+        let outside = creating(Request::new("s3:PutObject", object.as_str()));
         assert_eq!(judge(policy(rendered), &outside), Verdict::Denied);
     }
 }

@@ -53,9 +53,11 @@ if [ "$1 $2" = "s3api get-object" ]; then
 fi
 "#;
 
-/// A stand-in for the agent: ends as the next line of `/plan` says.
+/// A stand-in for the agent: ends as the next line of `/plan` says, after as many seconds as `/works` says.
 const AGENT: &str = r#"#!/bin/sh
 echo "agent $*" >>/log/calls
+read -r up _ </proc/uptime
+echo "$((${up%.*} + $(cat /works))).00 0.00" >/proc/uptime
 status=$(head -n 1 /plan)
 sed -i 1d /plan
 exit "$status"
@@ -119,6 +121,8 @@ impl Machine {
         symlink(partition, machine.path("sys/dev/block/259:1")).expect("a link");
         let mounts = "22 1 259:1 / / rw,noatime - xfs /dev/nvme0n1p1 rw\n23 22 0:5 / /dev rw - devtmpfs devtmpfs rw\n";
         machine.write("proc/self/mountinfo", mounts);
+        machine.write("proc/uptime", "61.07 118.42\n");
+        machine.write("works", "3599\n");
         machine.write("var/lib/cloud/data/instance-id", "i-0fedcba9876543210\n");
         machine.write(&format!("bucket/{}", machine.parameters["AgentKey"]), AGENT);
         machine
@@ -204,12 +208,41 @@ fn the_agent_runs_until_it_has_nothing_to_do() {
 }
 
 #[test]
-fn an_agent_that_can_not_use_its_order_is_not_run_again() {
+fn an_agent_that_can_not_use_its_order_is_not_run_again_and_its_room_ends_like_an_idle_one() {
     let machine = Machine::new();
     let done = machine.run("75\n78\n0\n");
-    assert_eq!(done.status.code(), Some(78), "{done:?}");
+    assert!(done.status.success(), "{done:?}");
     assert_eq!(machine.count("agent run"), 2);
-    assert_eq!(machine.count("poweroff"), 0, "whoever looks for the reason finds the room there");
+    // Whoever looks for the reason finds the room there for as long as it would be idle.
+    let calls = machine.calls();
+    assert_eq!(calls[calls.len() - 2..], ["sleep 3600", "poweroff -f"], "{calls:#?}");
+    let talk = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(talk.contains("can not use its work order. Power off in 3600 s"), "{talk}");
+    assert!(talk.contains("No alarm goes out from here"), "{talk}");
+}
+
+#[test]
+fn an_agent_that_fails_again_and_again_is_given_up_after_an_outage_was_sat_out() {
+    let machine = Machine::new();
+    let done = machine.run(&"75\n".repeat(40));
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(machine.count("agent run"), 32);
+    let slept = |seconds: &str| machine.calls().iter().filter(|c| *c == seconds).count();
+    // At once after a crash; more than an hour in all before it is given up.
+    assert_eq!((slept("sleep 2"), slept("sleep 300"), slept("sleep 3600")), (16, 15, 1));
+    assert_eq!(machine.calls().last().map(String::as_str), Some("poweroff -f"));
+    let talk = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(talk.contains("failed 32 times in a row, at last with 75. Power off"), "{talk}");
+}
+
+#[test]
+fn an_agent_that_worked_for_an_hour_begins_to_count_anew() {
+    let machine = Machine::new();
+    machine.write("works", "3600\n");
+    let done = machine.run(&format!("{}0\n", "137\n".repeat(40)));
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(machine.count("agent run"), 41);
+    assert_eq!(machine.count("sleep 300"), 0);
 }
 
 #[test]
@@ -335,7 +368,8 @@ fn it_is_safe_before_it_fetches_anything() {
     let unit = machine.read("run/systemd/system/cleanroom.service");
     for line in [
         "ExecStart=/bin/sh /opt/cleanroom/bin/room",
-        "RestartPreventExitStatus=0 78",
+        "RestartPreventExitStatus=0",
+        "StartLimitAction=poweroff",
         "OOMPolicy=continue",
     ] {
         assert!(unit.lines().any(|one| one == line), "{line}: {unit}");

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use cleanroom_cloud::ErrorKind;
 use cleanroom_cloud_fake::{At, FakeCloud, Fault, RoomEnds, World};
-use cleanroom_contract::{CaseId, ScanId, Severity};
+use cleanroom_contract::{CaseId, ScanId, Severity, bundle_prefix};
 use cleanroom_controller::{
     case::{Policy, Step},
     flow::{
-        Report,
+        Report, close,
         fetch::{self, FetchError},
         rescan::{self, Rescanned},
-        teardown,
+        standing::Standing,
+        status, teardown,
     },
-    journal::{self, Ledger, verify},
+    journal::{self, Ledger, digest, verify},
     room::{Given, RoomPolicy},
 };
 
@@ -315,7 +316,12 @@ async fn teardown_removes_the_room_and_nothing_else_and_twice_is_as_once() {
     assert!(torn.whole, "{torn:#?}");
     let left: Vec<_> = torn.left.iter().map(|l| l.what.as_str()).collect();
     assert!(left[0].contains("snapshots") && left[1].contains("objects"), "{left:?}");
-    assert!(torn.left[0].dollars_a_month > 30.0, "608 GiB and copies: {:?}", torn.left);
+    assert_eq!(
+        left[2],
+        format!("log groups below /cleanroom/{}/, of sessions in its rooms", case())
+    );
+    assert!(torn.left[0].dollars_a_month > Some(30.0), "608 GiB and copies: {:?}", torn.left);
+    assert_eq!((torn.left[2].gib, torn.left[2].dollars_a_month), (None, None));
     cloud.with(|w| {
         assert!(w.built.is_empty());
         assert_eq!(w.snapshots, snapshots);
@@ -329,7 +335,7 @@ async fn teardown_removes_the_room_and_nothing_else_and_twice_is_as_once() {
     });
     let calls = cloud.calls().len() as u64;
     let again = tear_down(&cloud).await;
-    assert!(again.whole, "{again:#?}");
+    assert!(again.whole && again.left.len() == 3, "the log groups outlive the stack: {again:#?}");
     assert_eq!(changes_since(&cloud, calls), Vec::<String>::new());
     assert_contained(&cloud, &before, "without its room").await;
     assert_custody(&cloud, "without its room").await;
@@ -337,6 +343,73 @@ async fn teardown_removes_the_room_and_nothing_else_and_twice_is_as_once() {
     let report = respond(&cloud.restarted(), None).await;
     assert!(report.is_whole() && report.reported.is_some(), "{report:#?}");
     assert_eq!(stacks(&cloud), 1);
+}
+
+/// The room, as `status` tells of it.
+async fn standing(cloud: &FakeCloud) -> Option<Standing> {
+    let run = run(cloud, Policy::default(), None).await;
+    status::status(&run, &case()).await.expect("the case is there").room
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standing_room_is_told_with_its_cost_until_it_is_torn_down() {
+    let cloud = FakeCloud::new(world());
+    respond(&cloud, None).await;
+    let room = standing(&cloud).await.expect("a room");
+    let built = cloud.with(|w| w.built.values().next().expect("a stack").clone());
+    assert_eq!((&room.stack, &room.instance), (&built.stack.name, &built.instance));
+    assert_eq!((room.state.as_deref(), room.since), (Some("running"), built.stack.created));
+    // m6i.4xlarge, four endpoints, 608 + 83 GiB of gp3, and 73 MiB/s for each of three volumes.
+    let expected = 0.768 + 0.04 + (691.0 * 0.08 + 3.0 * 73.0 * 0.04) / 730.0;
+    assert!((room.dollars_an_hour - expected).abs() < 0.0005, "{room}, not {expected}");
+    // It has ended itself, and costs less.
+    tokio::time::sleep(Duration::from_secs(5400)).await;
+    let off = standing(&cloud).await.expect("a room that is off");
+    assert_eq!(off.state.as_deref(), Some("stopped"));
+    assert!((off.dollars_an_hour - expected + 0.768).abs() < 0.0005, "{off}");
+    tear_down(&cloud).await;
+    assert_eq!(standing(&cloud).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stack_of_which_nothing_stands_costs_nothing() {
+    let cloud = FakeCloud::new(small());
+    cloud.with(|w| w.room.fails = Some(("Role".to_owned(), "no rights".to_owned())));
+    respond(&cloud, None).await;
+    let room = standing(&cloud).await.expect("a stack");
+    assert_eq!((room.stands, room.dollars_an_hour), (false, 0.0));
+    assert!(room.to_string().ends_with("ROLLBACK_COMPLETE: nothing of it stands"), "{room}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_case_is_not_closed_while_its_room_stands() {
+    let cloud = FakeCloud::new(small());
+    respond(&cloud, None).await;
+    let close = async |cloud: &FakeCloud| {
+        let run = run(cloud, Policy::default(), None).await;
+        close::close(&run, &case(), Some("done")).await
+    };
+    let before = cloud.calls().len() as u64;
+    let error = close(&cloud).await.expect_err("its room stands").to_string();
+    let advice = format!("cleanroom teardown {}", case());
+    assert!(error.contains("USD an hour") && error.contains(&advice), "{error}");
+    assert_eq!(changes_since(&cloud, before), Vec::<String>::new());
+    tear_down(&cloud).await;
+    close(&cloud).await.expect("it closes");
+    assert_custody(&cloud, "closed").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_case_is_closed_though_nobody_can_say_whether_its_room_stands() {
+    let cloud = FakeCloud::new(small());
+    respond(&cloud, None).await;
+    cloud.fault(
+        Fault::Refuse(ErrorKind::Denied),
+        At::Matching("cloudformation:DescribeStacks".to_owned(), 1),
+    );
+    let run = run(&cloud, Policy::default(), None).await;
+    let text = close::close(&run, &case(), Some("done")).await.expect("it closes");
+    assert!(text.contains("Whether a clean room stands could not be read"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -443,13 +516,118 @@ async fn a_bundle_that_was_tampered_with_does_not_arrive() {
     let folder = tempfile::tempdir().expect("a folder");
     let error =
         fetch::fetch(&run, &case(), None, Some(folder.path())).await.expect_err("it differs");
-    assert!(matches!(error, FetchError::Differs { .. }), "{error}");
+    assert!(matches!(error, FetchError::Altered { .. }), "{error}");
     let files: Vec<_> = std::fs::read_dir(folder.path()).expect("the folder").collect();
     assert_eq!(files.len(), 1, "what came before stays, and nothing of the other: {files:?}");
     let error = fetch::report(&run, &case(), None).await.expect_err("it differs");
     assert!(error.to_string().contains("another digest"), "{error}");
     let none: CaseId = "c-9".parse().expect("a case id");
     assert!(fetch::fetch(&run, &none, None, Some(folder.path())).await.is_err());
+}
+
+/// Puts a bundle into the bucket that is whole by its own sums, and that nobody has read back.
+fn plant(cloud: &FakeCloud, like: &ScanId) -> ScanId {
+    let planted: ScanId = "29991231T235959Z-0123abcd".parse().expect("a scan id");
+    let (from, to) = (bundle_prefix(&case(), like), bundle_prefix(&case(), &planted));
+    cloud.with(|w| {
+        for key in w.bucket.keys(&from) {
+            let bytes = w.bucket.newest(&key).expect("an object").to_vec();
+            w.bucket.overwrite(&key.replace(&from, &to), bytes);
+        }
+    });
+    planted
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_that_nobody_read_back_is_shown_only_where_it_is_named() {
+    let cloud = FakeCloud::new(small());
+    let logged = respond(&cloud, None).await.reported.expect("a report").scan;
+    let planted = plant(&cloud, &logged);
+    assert!(planted > logged, "it says that it is newer");
+    let run = run(&cloud, Policy::default(), None).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let (scan, _, vouched) = fetch::report(&run, &case(), None).await.expect("it is there");
+    assert_eq!((&scan, vouched), (&logged, true));
+    let fetched = fetch::fetch(&run, &case(), None, Some(&at("newest"))).await.expect("it comes");
+    assert_eq!((&fetched.scan, fetched.logged), (&logged, true));
+    let (_, _, vouched) = fetch::report(&run, &case(), Some(&planted)).await.expect("it is there");
+    assert!(!vouched);
+    let named = fetch::fetch(&run, &case(), Some(&planted), Some(&at("named"))).await;
+    assert!(!named.expect("it comes").logged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_case_without_a_report_has_no_newest_bundle_whatever_lies_there() {
+    let other = FakeCloud::new(small());
+    let like = respond(&other, None).await.reported.expect("a report").scan;
+    let cloud = FakeCloud::new(small());
+    cloud.with(|w| w.room.ends = RoomEnds::FallsSilent(2));
+    respond(&cloud, None).await;
+    let prefix = bundle_prefix(&case(), &like);
+    let files = other.with(|w| {
+        let keys = w.bucket.keys(&prefix).into_iter();
+        keys.map(|key| (key.clone(), w.bucket.newest(&key).expect("it").to_vec()))
+            .collect::<Vec<_>>()
+    });
+    let run = run(&cloud, Policy::default(), None).await;
+    let error = fetch::report(&run, &case(), None).await.expect_err("there is none");
+    assert!(error.to_string().ends_with("status shows how it stands"), "{error}");
+    cloud.with(|w| files.into_iter().for_each(|(key, bytes)| w.bucket.overwrite(&key, bytes)));
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("bundle");
+    for error in [
+        fetch::report(&run, &case(), None).await.map(drop).expect_err("none was read back"),
+        fetch::fetch(&run, &case(), None, Some(&out)).await.map(drop).expect_err("the same"),
+    ] {
+        assert!(matches!(error, FetchError::None { .. }), "{error}");
+        assert!(error.to_string().contains(like.as_str()), "{error}");
+    }
+    assert!(!out.exists(), "nothing of it came");
+    let (_, _, vouched) = fetch::report(&run, &case(), Some(&like)).await.expect("it is there");
+    assert!(!vouched);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_that_was_written_over_with_other_sums_is_not_the_one_in_the_log() {
+    let cloud = FakeCloud::new(small());
+    let scan = respond(&cloud, None).await.reported.expect("a report").scan;
+    let key = |name: &str| format!("{}{name}", bundle_prefix(&case(), &scan));
+    let sums = cloud.with(|w| w.bucket.newest(&key("SHA256SUMS")).expect("it").to_vec());
+    let run = run(&cloud, Policy::default(), None).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    // Whole by its own word: the findings are others, and the sums say so.
+    cloud.with(|w| {
+        let findings = w.bucket.newest(&key("findings.jsonl")).expect("it").to_vec();
+        let list = String::from_utf8(sums.clone()).expect("text");
+        let list =
+            list.replace(&digest(&findings).to_string(), &digest(b"{}").to_string()).into_bytes();
+        w.bucket.overwrite(&key("findings.jsonl"), b"{}".to_vec());
+        w.bucket.overwrite(&key("SHA256SUMS"), list);
+    });
+    let assert_altered = |error: FetchError| {
+        assert!(matches!(error, FetchError::Altered { .. }), "{error}");
+        assert!(error.to_string().contains("CloudTrail"), "{error}");
+    };
+    for scan in [None, Some(&scan)] {
+        assert_altered(fetch::report(&run, &case(), scan).await.map(drop).expect_err("another"));
+        let out = folder.path().join("other");
+        let fetched = fetch::fetch(&run, &case(), scan, Some(&out)).await;
+        assert_altered(fetched.map(drop).expect_err("another"));
+        assert!(!out.exists(), "nothing of it came");
+    }
+    cloud.with(|w| w.bucket.delete(&key("SHA256SUMS")));
+    assert_altered(fetch::report(&run, &case(), None).await.map(drop).expect_err("gone"));
+    // With the sums that were logged, a file that is another is told all the same; and a signature that came later is not
+    // taken for the bundle's own.
+    cloud.with(|w| {
+        w.bucket.overwrite(&key("SHA256SUMS"), sums);
+        w.bucket.overwrite(&key("SHA256SUMS.sig"), b"mine".to_vec());
+    });
+    let out = folder.path().join("other");
+    let fetched = fetch::fetch(&run, &case(), None, Some(&out)).await;
+    assert_altered(fetched.map(drop).expect_err("the findings are others"));
+    assert!(!out.join("SHA256SUMS.sig").exists());
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use cleanroom_cloud::{CloudError, Put, Store};
 use cleanroom_contract::{CaseId, printable};
 use futures_util::{StreamExt as _, stream};
 
-use super::{FlowError, find};
+use super::{FlowError, find, standing};
 use crate::{
     case::{Case, Run},
     claim,
@@ -32,8 +32,8 @@ const NAMED: usize = 10;
 /// holds.
 ///
 /// # Errors
-/// When there is no such case, it was closed already, its log can not be read, events wait that the store does not take, its
-/// log has faults and no reason was given, or the record can not be stored.
+/// When there is no such case, it was closed already, its clean room stands, its log can not be read, events wait that the
+/// store does not take, its log has faults and no reason was given, or the record can not be stored.
 pub async fn close(run: &Run, case: &CaseId, reason: Option<&str>) -> Result<String, FlowError> {
     let reason = reason.map(str::trim).filter(|reason| !reason.is_empty());
     let (case, _, known) = find::open(run, case).await?;
@@ -42,13 +42,14 @@ pub async fn close(run: &Run, case: &CaseId, reason: Option<&str>) -> Result<Str
         let text = format!("case {id} was closed already: its record is {}", record.key);
         return Err(FlowError::Case(text));
     }
+    let unknown = no_room(&case).await?;
     caught_up(&case).await?;
     let events = events(store, id).await?;
     if let Some(record) = closing(&events) {
         // An earlier run wrote the record, and its last event has waited until now.
         let text = get(store, &record.key).await?.unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
-        return Ok(text + &lift_holds(store, id).await);
+        return Ok(text + &unknown + &lift_holds(store, id).await);
     }
     let verdict = verify::verify(store, id).await?;
     if !verdict.faults.is_empty() && reason.is_none() {
@@ -76,7 +77,23 @@ pub async fn close(run: &Run, case: &CaseId, reason: Option<&str>) -> Result<Str
             record.key
         )));
     }
-    Ok(text + &lift_holds(store, id).await)
+    Ok(text + &unknown + &lift_holds(store, id).await)
+}
+
+/// Refuses a case whose room stands: it would cost on, with copies of evidence that no case holds any more, and nobody would
+/// look. Where that can not be read, that is no reason to keep a case open: what to look for is returned.
+async fn no_room(case: &Case) -> Result<String, FlowError> {
+    let id = &case.scene.case;
+    match again(|| standing::look(case)).await {
+        Ok(Some(room)) if room.stands => Err(FlowError::Case(format!(
+            "the clean room of {id} stands ({room}): take it down first, with cleanroom teardown {id}"
+        ))),
+        Ok(_) => Ok(String::new()),
+        Err(error) => Ok(format!(
+            "\nWhether a clean room stands could not be read ({}): see what cleanroom teardown {id} would delete.\n",
+            markdown::text(&error.to_string())
+        )),
+    }
 }
 
 /// The case's events, as the store has them.

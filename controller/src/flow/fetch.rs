@@ -1,7 +1,9 @@
-//! Brings a bundle here, and compares every byte with its sums on the way.
+//! Brings a bundle here, and compares every byte with its sums on the way, and its sums with the custody log.
 //!
-//! Reads the bucket; writes one folder. Never overwrites a file: what is there and is the same is left, what is there and
-//! differs is an error. Files appear under their names only once they are whole.
+//! A room may write below its case's bundles, so what lies there says nothing of itself: which scan is the newest, and which
+//! sums are its own, is what the log says that was read back. Reads the bucket; writes one folder. Never overwrites a file:
+//! what is there and is the same is left, what is there and differs is an error. Files appear under their names only once
+//! they are whole.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +12,7 @@ use std::{
 };
 
 use cleanroom_cloud::CloudError;
-use cleanroom_contract::{CaseId, Report, ScanId, Sha256, bundle_prefix, printable};
+use cleanroom_contract::{CaseId, Report, ScanId, Sha256, Timestamp, bundle_prefix, printable};
 use serde::Serialize;
 use sha2::Digest as _;
 
@@ -18,7 +20,7 @@ use super::FlowError;
 use crate::{
     case::Run,
     flow::find,
-    journal::digest,
+    journal::{self, Examined, Ledger, digest},
     steps::clean_room::bundle::{self, BundleError, SIGNATURE, SUMS, SUMS_LIMIT},
 };
 
@@ -28,9 +30,27 @@ pub enum FetchError {
     /// There is no such case, or its log can not be read.
     #[error(transparent)]
     Flow(#[from] FlowError),
-    /// No scan of the case has published.
-    #[error("no scan of {0} has published a bundle yet: status shows how it stands")]
-    None(CaseId),
+    /// No scan of the case was read back.
+    #[error(
+        "no scan of {case} was read back into the custody log yet: status shows how it stands{}",
+        unread(unlogged)
+    )]
+    None {
+        /// The case.
+        case: CaseId,
+        /// Scans that have sums in the bucket all the same.
+        unlogged: Vec<ScanId>,
+    },
+    /// What is in the bucket is no longer what was read back.
+    #[error(
+        "{what}: it is not what was read back and logged at {at}; CloudTrail's data events of the bucket say who wrote it since, and its older versions may be what was logged"
+    )]
+    Altered {
+        /// What, and how it differs.
+        what: String,
+        /// When it was read back.
+        at: Timestamp,
+    },
     /// The bundle is not what it says of itself.
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -42,7 +62,7 @@ pub enum FetchError {
         /// What the store said.
         source: CloudError,
     },
-    /// A file is not what the sums say.
+    /// A file is not what the sums say, which nobody has read back.
     #[error("{name} is not what {SUMS} says: its SHA-256 is {found}")]
     Differs {
         /// The file.
@@ -87,79 +107,132 @@ pub struct FetchedBundle {
     pub logged: bool,
 }
 
-/// The scan that is meant, and its sums.
-async fn chosen(
-    run: &Run,
-    case: &CaseId,
-    scan: Option<&ScanId>,
-) -> Result<(ScanId, BTreeMap<String, Sha256>, Vec<u8>), FetchError> {
-    let store = &*run.cloud.store;
-    let scan = match scan {
-        Some(scan) => scan.clone(),
-        None => {
-            let failed = |source| FlowError::Cloud { what: format!("bundles of {case}"), source };
-            let all = bundle::published(store, case).await.map_err(failed)?;
-            all.into_iter().next_back().ok_or_else(|| FetchError::None(case.clone()))?
-        }
-    };
-    let (sums, list) = bundle::sums(store, case, &scan).await?;
-    Ok((scan, sums, list))
+/// What else is known where no scan was read back, as the end of the sentence.
+fn unread(unlogged: &[ScanId]) -> String {
+    let names: Vec<_> = unlogged.iter().rev().take(3).map(ToString::to_string).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; the bucket has {}: respond reads the newest back, and --scan shows one as it lies there",
+        names.join(", ")
+    )
 }
 
-/// The report of a scan, the newest where none is named; and whether the custody log has its sums.
+/// A scan that is meant.
+struct Chosen {
+    scan: ScanId,
+    sums: BTreeMap<String, Sha256>,
+    /// The bytes of the sums.
+    list: Vec<u8>,
+    /// What the custody log has of it; none where it was not read back.
+    logged: Option<Examined>,
+}
+
+impl Chosen {
+    /// The digest that the custody log has of a file.
+    fn logged(&self, case: &CaseId, name: &str) -> Option<Sha256> {
+        logged(self.logged.as_ref()?, &format!("{}{name}", bundle_prefix(case, &self.scan)))
+    }
+
+    /// A bundle that is not what it says of itself: was it read back, it was then.
+    fn blame(&self, error: BundleError) -> FetchError {
+        blame(self.logged.as_ref(), error)
+    }
+}
+
+fn logged(examined: &Examined, key: &str) -> Option<Sha256> {
+    examined.exhibits.iter().find(|exhibit| exhibit.key == key).map(|exhibit| exhibit.sha256)
+}
+
+fn blame(examined: Option<&Examined>, error: BundleError) -> FetchError {
+    match (examined, &error) {
+        (Some(examined), BundleError::Absent(_) | BundleError::Faulty { .. }) => {
+            FetchError::Altered { what: error.to_string(), at: examined.at }
+        }
+        _ => error.into(),
+    }
+}
+
+/// The scan that is meant: the one that is named, else the newest that the custody log has as read back.
+async fn chosen(run: &Run, case: &CaseId, scan: Option<&ScanId>) -> Result<Chosen, FetchError> {
+    let store = &*run.cloud.store;
+    find::case(store, &run.caller, case).await?;
+    let events = journal::read(store, case).await.map_err(FlowError::from)?;
+    let mut reports = Ledger::of(events.iter().map(|(event, _)| event)).reports;
+    let newest = reports.last_key_value().map(|(scan, _)| scan.clone());
+    let Some(scan) = scan.cloned().or(newest) else {
+        let failed = |source| FlowError::Cloud { what: format!("bundles of {case}"), source };
+        let unlogged = bundle::published(store, case).await.map_err(failed)?;
+        return Err(FetchError::None { case: case.clone(), unlogged });
+    };
+    let examined = reports.remove(&scan);
+    let read = bundle::sums(store, case, &scan).await;
+    let (sums, list) = read.map_err(|error| blame(examined.as_ref(), error))?;
+    if let Some(examined) = &examined {
+        let key = format!("{}{SUMS}", bundle_prefix(case, &scan));
+        let (found, known) = (digest(&list), logged(examined, &key));
+        if known != Some(found) {
+            let known = known.map_or("none".to_owned(), |sha256| sha256.to_string());
+            let what = format!(
+                "{SUMS} of scan {scan} has SHA-256 {found}, and the custody log has {known}"
+            );
+            return Err(FetchError::Altered { what, at: examined.at });
+        }
+    }
+    Ok(Chosen { scan, sums, list, logged: examined })
+}
+
+/// The report of a scan, the newest that was read back where none is named; and whether the custody log has it.
 ///
 /// # Errors
-/// When there is none, or it is not what its sums say.
+/// When there is none, or it is not what its sums or the custody log say.
 pub async fn report(
     run: &Run,
     case: &CaseId,
     scan: Option<&ScanId>,
 ) -> Result<(ScanId, Box<Report>, bool), FetchError> {
-    let (scan, sums, list) = chosen(run, case, scan).await?;
-    let report = bundle::report(&*run.cloud.store, (case, &scan), &sums).await?;
-    let logged = is_logged(run, case, &scan, &list).await?;
-    Ok((scan, report, logged))
+    let chosen = chosen(run, case, scan).await?;
+    let report = bundle::report(&*run.cloud.store, (case, &chosen.scan), &chosen.sums).await;
+    let report = report.map_err(|error| chosen.blame(error))?;
+    let logged = chosen.logged.is_some();
+    Ok((chosen.scan, report, logged))
 }
 
-async fn is_logged(
-    run: &Run,
-    case: &CaseId,
-    scan: &ScanId,
-    list: &[u8],
-) -> Result<bool, FlowError> {
-    let events = crate::journal::read(&*run.cloud.store, case).await?;
-    let ledger = crate::journal::Ledger::of(events.iter().map(|(event, _)| event));
-    let key = format!("{}{SUMS}", bundle_prefix(case, scan));
-    let sha256 = digest(list);
-    Ok(ledger
-        .reports
-        .get(scan)
-        .is_some_and(|r| r.exhibits.iter().any(|e| e.key == key && e.sha256 == sha256)))
-}
-
-/// Brings a bundle into a folder, which is made where it is not there.
+/// Brings a bundle into a folder, which is made where it is not there: the newest that was read back where none is named.
 ///
 /// # Errors
-/// At the first file that does not come, or is not what the sums say. What came before stays, and the next run goes on.
+/// At the first file that does not come, or is not what the sums or the custody log say. What came before stays, and the next
+/// run goes on.
 pub async fn fetch(
     run: &Run,
     case: &CaseId,
     scan: Option<&ScanId>,
     out: Option<&Path>,
 ) -> Result<FetchedBundle, FetchError> {
-    find::case(&*run.cloud.store, &run.caller, case).await?;
-    let (scan, sums, list) = chosen(run, case, scan).await?;
-    let logged = is_logged(run, case, &scan, &list).await?;
-    let folder = out.map_or_else(|| PathBuf::from(format!("{case}-{scan}")), Path::to_owned);
+    let chosen = chosen(run, case, scan).await?;
+    let folder =
+        out.map_or_else(|| PathBuf::from(format!("{case}-{}", chosen.scan)), Path::to_owned);
     fs::create_dir_all(&folder).map_err(|source| local("make the folder", &folder, source))?;
-    let mut fetched =
-        FetchedBundle { case: case.clone(), scan, folder, came: 0, kept: 0, bytes: 0, logged };
-    for (name, sha256) in &sums {
-        one(run, &mut fetched, name, Some(sha256)).await?;
+    let mut fetched = FetchedBundle {
+        case: case.clone(),
+        scan: chosen.scan.clone(),
+        folder,
+        came: 0,
+        kept: 0,
+        bytes: 0,
+        logged: chosen.logged.is_some(),
+    };
+    for (name, sha256) in &chosen.sums {
+        one(run, &chosen, &mut fetched, name, Some(sha256)).await?;
     }
-    one(run, &mut fetched, SIGNATURE, None).await?;
+    // No sums name the signature. Of a bundle that was read back it is the one that was there then, or none.
+    let signature = chosen.logged(case, SIGNATURE);
+    if signature.is_some() || chosen.logged.is_none() {
+        one(run, &chosen, &mut fetched, SIGNATURE, signature.as_ref()).await?;
+    }
     // Last, as in the bucket: a folder that has it is whole.
-    one(run, &mut fetched, SUMS, Some(&digest(&list))).await?;
+    one(run, &chosen, &mut fetched, SUMS, Some(&digest(&chosen.list))).await?;
     Ok(fetched)
 }
 
@@ -170,6 +243,7 @@ fn local(what: &'static str, path: &Path, source: io::Error) -> FetchError {
 /// Brings one file. Without a digest to compare with it is the signature, which need not be there.
 async fn one(
     run: &Run,
+    chosen: &Chosen,
     fetched: &mut FetchedBundle,
     name: &str,
     expected: Option<&Sha256>,
@@ -203,7 +277,7 @@ async fn one(
             None => Ok(()),
             Some(_) => {
                 let faults = vec![format!("{name} is missing")];
-                Err(BundleError::Faulty { scan: fetched.scan.clone(), faults }.into())
+                Err(chosen.blame(BundleError::Faulty { scan: chosen.scan.clone(), faults }))
             }
         };
     };
@@ -212,7 +286,14 @@ async fn one(
     {
         // Nobody is to take it for what it says it is.
         fs::remove_file(&part).map_err(|source| local("remove", &part, source))?;
-        return Err(FetchError::Differs { name: name.to_owned(), found: read.sha256 });
+        let found = read.sha256;
+        return Err(match &chosen.logged {
+            Some(examined) => FetchError::Altered {
+                what: format!("{name} of scan {} has SHA-256 {found}", chosen.scan),
+                at: examined.at,
+            },
+            None => FetchError::Differs { name: name.to_owned(), found },
+        });
     }
     // A link fails where somebody made a file of that name meanwhile. Some file systems have none.
     match fs::hard_link(&part, &path) {

@@ -257,7 +257,7 @@ pub async fn open_known(
             "the log of {case} does not say how the instance was: run respond again"
         ))
     })?;
-    let at_work = super::case(run, std::sync::Arc::new(journal), original, &ledger);
+    let at_work = super::open::case(run, std::sync::Arc::new(journal), original, &ledger);
     Ok((at_work, ledger))
 }
 

@@ -1,10 +1,14 @@
-//! What a response came to.
+//! What a response came to: what people are told of it, what the log has as short, and the report.
 
 use cleanroom_contract::{CaseId, InstanceId};
 use serde::Serialize;
 
-use super::{Opening, Reported};
-use crate::case::{Case, Shortfall, Step, lock};
+use super::{Reported, open::Opening};
+use crate::{
+    case::{Case, Shortfall, Step, lock},
+    journal::event::Body,
+    original::Known,
+};
 
 /// The end of one response.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -81,5 +85,63 @@ impl Report {
             && self.waiting == 0
             && (self.contained || !asked(Step::Isolate))
             && (self.preserved || !asked(Step::Snapshot))
+    }
+}
+
+/// What people are told beside a milestone.
+pub(super) fn lines(case: &Case) -> Vec<String> {
+    let mut lines: Vec<_> =
+        lock(&case.shortfalls).iter().map(|s| format!("NOT DONE: {}", s.what)).collect();
+    lines.extend(lock(&case.notes).iter().cloned());
+    lines
+}
+
+/// Notes what is short in the end, where that has changed.
+pub(super) async fn end(case: &Case) {
+    for (part, why) in case.scene.original.unknown() {
+        case.note(format!(
+            "the {part} could not be read before the response, so release can not restore it: {why}"
+        ));
+    }
+    if let Known::Is(true) = instance_store(case).await {
+        case.note("its instance store volumes die with it and can not be snapshotted".to_owned());
+    }
+    case.note("memory was not taken".to_owned());
+    if let Some(why) = case.journal.down() {
+        case.short(Shortfall {
+            step: Step::Record,
+            what: format!("the custody log could not be written when things happened: {why}"),
+            advice: "events are kept on this machine; run respond again once the bucket answers"
+                .to_owned(),
+        });
+    }
+    // With a room still to come, its shortfalls of the last run hold until it has ended again.
+    if !case.does(Step::CleanRoom) {
+        note_short(case).await;
+        return;
+    }
+    let ledger = case.journal.ledger().await;
+    let of_the_room: Vec<_> =
+        ledger.shortfalls.iter().filter(|s| s.step == Step::CleanRoom).cloned().collect();
+    let mut shortfalls = lock(&case.shortfalls).clone();
+    shortfalls.extend(of_the_room);
+    if ledger.shortfalls != shortfalls {
+        case.journal.append(None, Body::Short { shortfalls }).await;
+    }
+}
+
+/// Logs what is short, where that has changed.
+pub(super) async fn note_short(case: &Case) {
+    let shortfalls = lock(&case.shortfalls).clone();
+    if case.journal.ledger().await.shortfalls != shortfalls {
+        case.journal.append(None, Body::Short { shortfalls }).await;
+    }
+}
+
+async fn instance_store(case: &Case) -> Known<bool> {
+    let kind = &case.scene.original.instance.instance_type;
+    match case.scene.inventory.has_instance_store(kind).await {
+        Ok(has) => Known::Is(has),
+        Err(error) => Known::Unknown(error.to_string()),
     }
 }

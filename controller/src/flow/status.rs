@@ -5,7 +5,10 @@
 use cleanroom_contract::{CaseId, InstanceId, ScanId, Timestamp};
 use serde::Serialize;
 
-use super::{FlowError, find, investigate};
+use super::{
+    FlowError, find, investigate,
+    standing::{self, Standing},
+};
 use crate::{
     case::{Case, Goal, History, Run, Shortfall},
     journal::Ledger,
@@ -61,6 +64,8 @@ pub struct Status {
     pub snapshots: Vec<String>,
     /// The newest scan of them.
     pub scan: Option<Scan>,
+    /// The clean room, as long as there is any of it.
+    pub room: Option<Standing>,
 }
 
 /// How a scan stands.
@@ -149,10 +154,18 @@ pub async fn of(run: &Run, known: &find::Known) -> Result<Status, FlowError> {
         preserved_at: ledger.preserved_at,
         snapshots: ledger.snapshots.clone(),
         scan: None,
+        room: None,
     };
     match scan(&case, &ledger).await {
         Ok(scan) => status.scan = scan,
         Err(why) => status.unknown.push(format!("how the scan stands: {why}")),
+    }
+    // Who ordered nothing has no room. One outlives its case: it is told of whatever became of that.
+    if !ledger.orders.is_empty() {
+        match standing::look(&case).await {
+            Ok(room) => status.room = room,
+            Err(error) => status.unknown.push(format!("whether a clean room stands: {error}")),
+        }
     }
     if ledger.closed_at.is_some() || known.released {
         status.state = if ledger.closed_at.is_some() { State::Closed } else { State::Released };

@@ -4,15 +4,15 @@
 
 use std::fmt;
 
-use cleanroom_cloud::{Stack, StackState};
-use cleanroom_contract::{CaseId, VolumeId};
+use cleanroom_cloud::{Change, Stack, StackState};
+use cleanroom_contract::CaseId;
 use serde::Serialize;
 
-use super::{FlowError, find};
+use super::{FlowError, find, standing::copies};
 use crate::{
     case::{Case, Run, Shortfall, Step, lock},
     engine::{Direction, ensure},
-    journal::event::Body,
+    journal::{Ledger, event::Body},
     steps::clean_room::{Remove, order, stack_name},
 };
 
@@ -21,22 +21,37 @@ use crate::{
 const SNAPSHOT_PRICE: f64 = 0.05;
 /// The same for objects.
 const OBJECT_PRICE: f64 = 0.023;
+/// The same for what CloudWatch Logs keeps (aws.amazon.com/cloudwatch/pricing).
+const LOG_PRICE: f64 = 0.03;
 
 /// Something that stays.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Left {
     /// What it is.
     pub what: String,
-    /// How much of it, in GiB, at most.
-    pub gib: f64,
-    /// What it costs a month at most, in US dollars by the list prices of us-east-1.
-    pub dollars_a_month: f64,
+    /// How much of it, in GiB, at most; none where that is not read.
+    pub gib: Option<f64>,
+    /// What a GiB of it costs a month, in US dollars by the list prices of us-east-1.
+    pub dollars_a_gib: f64,
+    /// What all of it costs a month at most.
+    pub dollars_a_month: Option<f64>,
+}
+
+impl Left {
+    fn new(what: String, gib: Option<f64>, dollars_a_gib: f64) -> Self {
+        Self { what, gib, dollars_a_gib, dollars_a_month: gib.map(|gib| gib * dollars_a_gib) }
+    }
 }
 
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { what, gib, dollars_a_month } = self;
-        write!(f, "{what}: at most {gib:.1} GiB, {dollars_a_month:.2} USD a month")
+        let Self { what, gib, dollars_a_gib, dollars_a_month } = self;
+        match (gib, dollars_a_month) {
+            (Some(gib), Some(dollars)) => {
+                write!(f, "{what}: at most {gib:.1} GiB, {dollars:.2} USD a month")
+            }
+            _ => write!(f, "{what}: {dollars_a_gib:.2} USD a GiB and month"),
+        }
     }
 }
 
@@ -68,14 +83,6 @@ pub struct TornDown {
     pub notes: Vec<String>,
 }
 
-/// The volumes that a stack made.
-fn volumes(stack: &Stack) -> Vec<VolumeId> {
-    let of = |(name, value): (&String, &String)| {
-        name.starts_with("Volume").then(|| value.parse().ok()).flatten()
-    };
-    stack.outputs.iter().filter_map(of).collect()
-}
-
 /// Looks at what a teardown would do.
 ///
 /// # Errors
@@ -90,7 +97,7 @@ pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
         removes.push(format!("the stack {}, {}", stack.name, stack.status));
         let instance = stack.outputs.get("Instance");
         removes.extend(instance.map(|id| format!("the room's instance {id}")));
-        removes.extend(volumes(stack).into_iter().map(|id| format!("{id}, a copy of evidence")));
+        removes.extend(copies(stack).into_iter().map(|id| format!("{id}, a copy of evidence")));
     }
     let mut notes = Vec::new();
     if let (Some(_), Ok(Some(ordered))) = (&stack, order::newest(&*case.store, id).await)
@@ -101,12 +108,12 @@ pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
             ordered.order.scan
         ));
     }
-    let left = left(&case).await?;
+    let left = left(&case, &ledger).await?;
     Ok(Proposal { case, stack, removes, left, notes })
 }
 
 /// What stays of a case.
-async fn left(case: &Case) -> Result<Vec<Left>, FlowError> {
+async fn left(case: &Case, ledger: &Ledger) -> Result<Vec<Left>, FlowError> {
     let id = &case.scene.case;
     let failed = |source| FlowError::Cloud { what: format!("what is left of {id}"), source };
     let snapshots = case.scene.inventory.snapshots(id).await.map_err(failed)?;
@@ -115,19 +122,17 @@ async fn left(case: &Case) -> Result<Vec<Left>, FlowError> {
     let mut left = Vec::new();
     if !snapshots.is_empty() {
         let gib = snapshots.iter().map(|s| f64::from(s.size)).sum();
-        left.push(Left {
-            what: format!("{} snapshots", snapshots.len()),
-            gib,
-            dollars_a_month: gib * SNAPSHOT_PRICE,
-        });
+        left.push(Left::new(format!("{} snapshots", snapshots.len()), Some(gib), SNAPSHOT_PRICE));
     }
     #[expect(clippy::cast_precision_loss, reason = "to a tenth of a GiB")]
     let gib = objects.iter().map(|o| o.size).sum::<u64>() as f64 / f64::from(1 << 30);
-    left.push(Left {
-        what: format!("{} objects below s3://{}/{prefix}", objects.len(), case.store.bucket()),
-        gib,
-        dollars_a_month: gib * OBJECT_PRICE,
-    });
+    let what = format!("{} objects below s3://{}/{prefix}", objects.len(), case.store.bucket());
+    left.push(Left::new(what, Some(gib), OBJECT_PRICE));
+    // The template retains them: they are the record of what people did in each room.
+    if ledger.intended.iter().any(|change| matches!(change, Change::CreateStack { .. })) {
+        let what = format!("log groups below /cleanroom/{id}/, of sessions in its rooms");
+        left.push(Left::new(what, None, LOG_PRICE));
+    }
     Ok(left)
 }
 
@@ -139,7 +144,7 @@ pub async fn carry_out(proposal: Proposal) -> Result<TornDown, FlowError> {
     let Proposal { case, stack, left, notes, .. } = proposal;
     let mut whole = ensure(&case, &Remove, Direction::Respond).await.whole;
     if let Some(stack) = stack.filter(|stack| whole && stack.state != StackState::Deleting) {
-        let copies = volumes(&stack);
+        let copies = copies(&stack);
         match crate::engine::again(case.bounds.goal, || case.scene.inventory.volumes(&copies)).await
         {
             Ok(there) if there.is_empty() => {}

@@ -84,6 +84,10 @@ fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
         let name = if scan.reported { "report" } else { "scan" };
         line(name, &format!("{}: {told}", scan.scan));
     }
+    if let Some(room) = &status.room {
+        line("room", &format!("{room}, since {}", time(room.since)));
+        line("  do", &format!("cleanroom teardown {} when it is done with", status.case));
+    }
     for drift in &status.drift {
         line("DRIFTED", &format!("would do again: {drift}"));
     }
@@ -223,6 +227,7 @@ mod tests {
     use cleanroom_contract::Timestamp;
     use cleanroom_controller::{
         case::{Shortfall, Step},
+        flow::standing::Standing,
         steps::revoke::not_cut::Survivor,
     };
 
@@ -245,6 +250,7 @@ mod tests {
             preserved_at: None,
             snapshots: Vec::new(),
             scan: None,
+            room: None,
         }
     }
 
@@ -281,6 +287,27 @@ i-0123456789abcdef0-1
         assert_eq!(statuses(&[drifted], Palette::default(), usize::MAX), expected);
         let plain = statuses(&[status(State::Contained)], Palette::default(), usize::MAX);
         assert_eq!(plain.lines().count(), 2, "{plain}");
+    }
+
+    #[test]
+    fn a_room_is_told_with_its_cost_and_what_ends_it() {
+        let mut it = status(State::Contained);
+        it.room = Some(Standing {
+            stack: "cleanroom-i-0123456789abcdef0-1".to_owned(),
+            status: "CREATE_COMPLETE".to_owned(),
+            stands: true,
+            instance: "i-0fedcba9876543210".parse().ok(),
+            state: Some("running".to_owned()),
+            since: Timestamp { seconds: 1_772_366_401, nanos: 0 },
+            dollars_an_hour: 0.455_8,
+        });
+        let expected = "
+i-0123456789abcdef0-1
+  room        cleanroom-i-0123456789abcdef0-1 CREATE_COMPLETE, instance i-0fedcba9876543210 running, about 0.456 USD an hour, since 2026-03-01T12:00:01Z
+    do        cleanroom teardown i-0123456789abcdef0-1 when it is done with
+";
+        let shown = statuses(&[it], Palette::default(), usize::MAX);
+        assert!(shown.ends_with(expected), "{shown}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use cleanroom_controller::{
 };
 
 use super::{
-    FAILED, PARTIAL, Shape, Usage, print, say,
+    FAILED, PARTIAL, Shape, UNLOGGED, Usage, print, say,
     session::Opening,
     signals::{Ended, Signals},
 };
@@ -221,12 +221,9 @@ pub(super) async fn report(
         let fields =
             serde_json::json!({ "case": case, "scan": scan, "logged": logged, "report": report });
         print(&output::record("report", &fields))?;
-        return Ok(0);
+        return Ok(vouched(case, &scan, logged));
     }
     let mut text = format!("scan {scan} of {case}: {}\n", counted(&report.summary));
-    if !logged {
-        text.push_str("its bundle was not read back yet: respond does\n");
-    }
     for finding in report.worst.iter().filter(|f| f.severity >= Severity::Medium).take(20) {
         let path = finding.path.as_ref().map(|path| path.path.as_str()).unwrap_or_default();
         text.push_str(&format!(
@@ -238,8 +235,20 @@ pub(super) async fn report(
         ));
     }
     text.push_str(&format!("all of it: cleanroom fetch {case} --scan {scan}\n"));
+    let status = vouched(case, &scan, logged);
     print(&text)?;
-    Ok(0)
+    Ok(status)
+}
+
+/// The exit status by whether the custody log vouches for a scan. Where it does not, nobody is to overlook that.
+fn vouched(case: &CaseId, scan: &ScanId, logged: bool) -> u8 {
+    if logged {
+        return 0;
+    }
+    say(&format!(
+        "!!! scan {scan} of {case} IS NOT IN THE CUSTODY LOG: whoever may write below its bundles wrote it, and nobody has read it back. Rely on nothing of it"
+    ));
+    UNLOGGED
 }
 
 /// Brings a bundle here.
@@ -247,22 +256,19 @@ pub(super) async fn fetch(opening: &Opening, args: &Fetch, shape: Shape) -> anyh
     let session = opening.open(None, args.case.as_str()).await?;
     let run = session.quiet()?;
     let fetched = fetch::fetch(&run, &args.case, args.scan.as_ref(), args.out.as_deref()).await?;
+    let status = vouched(&args.case, &fetched.scan, fetched.logged);
     if !shape.is_human() {
         print(&output::record("fetched", &fetched))?;
-        return Ok(0);
+        return Ok(status);
     }
     let folder = printable(&fetched.folder.to_string_lossy());
-    let known = if fetched.logged {
-        "the custody log has it so"
-    } else {
-        "it is not in the custody log yet"
-    };
+    let known = if fetched.logged { "; the custody log has it so" } else { "" };
     print(&format!(
-        "{folder}: {} files, {} bytes, every one as SHA256SUMS says; {known}\n",
+        "{folder}: {} files, {} bytes, every one as SHA256SUMS says{known}\n",
         fetched.came + fetched.kept,
         fetched.bytes
     ))?;
-    Ok(0)
+    Ok(status)
 }
 
 /// Examines a case again.

@@ -74,6 +74,10 @@ impl Room {
                 "vpc, subnet and security_group are set together or not at all".to_owned(),
             );
         }
+        // Volumes attach in their own zone only, and the instance's may be another.
+        if shared[0] && self.zone.is_none() {
+            return Some("a shared network needs zone, its subnet's".to_owned());
+        }
         None
     }
 }
@@ -303,6 +307,10 @@ open = 1
                 "cleanroom.toml:1: goal is more than 0 and at most 86400 seconds",
             ),
             ("[room]\nvpc = \"vpc-1\"", "cleanroom.toml:1: vpc, subnet and security_group are set"),
+            (
+                "[room]\nvpc = \"vpc-1\"\nsubnet = \"subnet-1\"\nsecurity_group = \"sg-1\"",
+                "cleanroom.toml:1: a shared network needs zone, its subnet's",
+            ),
             ("[room]\nagent = \"x\"", "cleanroom.toml:1: agent: give the key and the digest"),
             ("[room]\nidle_seconds = 1", "cleanroom.toml:1: idle_seconds is from 60 to 604800"),
             ("[bounds]\nlunch = 60", "cleanroom.toml:2: unknown field `lunch`, expected one of "),

@@ -1,9 +1,12 @@
 //! A clean room from deploy to teardown, over HTTP: the stack is made, and no machine runs in it, so that the room is silent.
 
-use cleanroom_harness::emulators::Kind;
+use cleanroom_harness::emulators::{Kind, REGION};
 use serde_json::{Value, json};
 
-use super::{account::Account, station::Station};
+use super::{
+    account::Account,
+    station::{BUCKET, Station},
+};
 
 /// A template of which every emulator makes a stack, with the parameters of the shipped one.
 fn template() -> String {
@@ -58,6 +61,18 @@ fn short(report: &Value) -> Vec<String> {
     of.map(|s| s["what"].as_str().expect("a text").to_owned()).collect()
 }
 
+/// Puts a bundle below a prefix that is whole by its own sums.
+fn plant(account: &Account, prefix: &str) {
+    let code = "
+import hashlib
+s3 = client('s3')
+put = lambda name, body: s3.put_object(Bucket=sys.argv[2], Key=sys.argv[3] + name, Body=body)
+put('report.json', b'{}')
+put('SHA256SUMS', f\"{hashlib.sha256(b'{}').hexdigest()}  report.json\\n\".encode())
+";
+    super::account::boto(&account.url(), REGION, code, &[BUCKET, prefix]);
+}
+
 #[test]
 fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
     let account = Account::of(Kind::Plain);
@@ -82,6 +97,10 @@ fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
     let status = station.expect(3, &["status", &case]).record("status");
     assert_eq!(status["state"], "partial", "{status:#}");
     assert_eq!(status["scan"]["reported"], false, "{status:#}");
+    assert_eq!(status["room"]["stands"], true, "{status:#}");
+    assert!(status["room"]["dollars_an_hour"].as_f64() > Some(0.2), "{status:#}");
+    let closed = station.expect(1, &["close", &case]);
+    assert!(closed.stderr.contains(&format!("cleanroom teardown {case}")), "{closed}");
 
     // It goes on with the same order and the same stack.
     let joined = station.expect(3, &typed);
@@ -92,12 +111,22 @@ fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
 
     station.expect(1, &["report", &case]);
     station.expect(1, &["fetch", &case]);
+    // What lies in the bucket is no report: nobody has read it back.
+    let scan = status["scan"]["scan"].as_str().expect("a scan");
+    plant(&account, &format!("cases/{case}/bundles/{scan}/"));
+    for command in ["report", "fetch"] {
+        let none = station.expect(1, &[command, &case]);
+        assert!(none.stderr.contains(&format!("the bucket has {scan}")), "{none}");
+    }
+    let named = station.expect(4, &["fetch", &case, "--scan", scan, "--out", "planted"]);
+    assert!(named.stderr.contains("IS NOT IN THE CUSTODY LOG"), "{named}");
+    assert_eq!(named.record("fetched")["logged"], false, "{named}");
     let refused = station.expect(2, &["teardown", &case]);
     assert!(refused.stderr.contains("--yes"), "{refused}");
     for _ in 0..2 {
         let torn = station.expect(0, &["teardown", &case, "--yes"]).record("torn_down");
         assert_eq!(torn["whole"], true, "{torn:#}");
-        assert_eq!(torn["left"].as_array().map(Vec::len), Some(2), "{torn:#}");
+        assert_eq!(torn["left"].as_array().map(Vec::len), Some(3), "{torn:#}");
     }
     let after = account.state();
     after.assert_contained(&case, "without its room");

@@ -103,9 +103,9 @@ impl Wanted {
     }
 }
 
-/// The name of the volume at this place of the order under Xen: the room's template attaches them as `/dev/sdf` and on.
+/// The name of the volume at this place of the order under Xen: the room's template attaches them as `/dev/sdb` and on.
 fn xen_name(place: usize) -> Option<String> {
-    let letter = ('f'..='z').nth(place)?;
+    let letter = ('b'..='y').nth(place)?;
     Some(format!("xvd{letter}"))
 }
 
@@ -260,14 +260,14 @@ mod tests {
         let sys = tempfile::tempdir().unwrap();
         let size = ((8_u64 << 30) / SECTOR).to_string();
         disk(sys.path(), "xvda", "202:0", &[("size", &size)]);
-        disk(sys.path(), "xvdf", "202:80", &[("size", "2048")]);
-        disk(sys.path(), "xvdg", "202:96", &[("size", &size)]);
+        disk(sys.path(), "xvdb", "202:16", &[("size", "2048")]);
+        disk(sys.path(), "xvdc", "202:32", &[("size", &size)]);
         let disks = list(sys.path()).unwrap();
-        assert_eq!(wanted(SOURCE, Some(COPY), 1).find(&disks).unwrap().name, "xvdg");
+        assert_eq!(wanted(SOURCE, Some(COPY), 1).find(&disks).unwrap().name, "xvdc");
         assert!(wanted(SOURCE, Some(COPY), 0).find(&disks).is_none(), "another size");
         let all = [wanted(SOURCE, Some(COPY), 1)];
         let root = BTreeSet::from(["xvda".to_owned()]);
-        assert_eq!(unexpected(&disks, &all, &root), ["xvdf"]);
+        assert_eq!(unexpected(&disks, &all, &root), ["xvdb"]);
     }
 
     #[test]

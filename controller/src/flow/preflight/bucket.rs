@@ -4,7 +4,7 @@ use cleanroom_cloud::{BucketPosture, CloudError, EncryptionKey, ErrorKind, Resul
 
 use super::{
     Check, Level,
-    policy::{Denied, Policy},
+    policy::{Denied, Overwriting, Policy},
 };
 
 const AREA: &str = "bucket";
@@ -45,6 +45,7 @@ pub(super) fn judge(
         ),
         tls_only(bucket, posture),
         deletion(bucket, posture),
+        create_only(bucket, posture),
         encryption(posture, key),
     ]
 }
@@ -143,6 +144,32 @@ fn deletion(bucket: &str, posture: &BucketPosture) -> Check {
     Check::new(AREA, NAME, Level::Weak, &found.join("; "), &fix)
 }
 
+/// Prefixes of what is written once: the custody log, records, orders and bundles; claims.
+const WRITTEN_ONCE: [&str; 2] = ["cases/", "instances/"];
+
+fn create_only(bucket: &str, posture: &BucketPosture) -> Check {
+    const NAME: &str = "create only";
+    let policy = match policy(NAME, posture) {
+        Ok(policy) => policy,
+        Err(check) => return check,
+    };
+    let names = WRITTEN_ONCE.map(|prefix| format!("arn:aws:s3:::{bucket}/{prefix}*")).join(" and ");
+    let fix = format!(
+        "deny s3:PutObject to everybody on {names} where s3:if-none-match is null and s3:ObjectCreationOperation is true"
+    );
+    let found = WRITTEN_ONCE.map(|prefix| policy.overwriting(bucket, prefix));
+    if found.contains(&Overwriting::PartsToo) {
+        let found =
+            "the bucket policy denies the parts of an upload too: no room publishes a large bundle";
+        Check::new(AREA, NAME, Level::Missing, found, &fix)
+    } else if found.contains(&Overwriting::Allowed) {
+        let found = "the bucket policy does not deny writing over the custody log, bundles and claims: it shows, as another version";
+        Check::new(AREA, NAME, Level::Weak, found, &fix)
+    } else {
+        Check::good(AREA, NAME, "the bucket policy denies writing over what is there")
+    }
+}
+
 fn encryption(posture: &BucketPosture, key: Option<&Result<EncryptionKey>>) -> Check {
     const NAME: &str = "encryption";
     let fix = "set a customer key of KMS as the bucket's default encryption: only its users can read evidence";
@@ -184,6 +211,8 @@ mod tests {
     const TLS: &str = r#"{"Effect":"Deny","Principal":"*","Action":"s3:*","Resource":"*","Condition":{"Bool":{"aws:SecureTransport":"false"}}}"#;
     const KEEP: &str = r#"{"Effect":"Deny","Principal":"*","Action":["s3:DeleteObject*","s3:BypassGovernanceRetention"],"Resource":"arn:aws:s3:::evidence/*"}"#;
 
+    const ONCE: &str = r#"{"Effect":"Deny","Principal":"*","Action":"s3:PutObject","Resource":["arn:aws:s3:::evidence/cases/*","arn:aws:s3:::evidence/instances/*"],"Condition":{"Null":{"s3:if-none-match":"true"},"Bool":{"s3:ObjectCreationOperation":"true"}}}"#;
+
     fn good() -> BucketPosture {
         BucketPosture {
             versioning: true,
@@ -191,7 +220,7 @@ mod tests {
             retention: Some(Retention { mode: "GOVERNANCE".to_owned(), days: 90 }),
             public_access_blocked: true,
             key: Some("arn:aws:kms:eu-west-1:123456789012:key/k".to_owned()),
-            policy: Some(format!(r#"{{"Statement":[{TLS},{KEEP}]}}"#)),
+            policy: Some(format!(r#"{{"Statement":[{TLS},{KEEP},{ONCE}]}}"#)),
         }
     }
 
@@ -235,8 +264,20 @@ mod tests {
                 BucketPosture { public_access_blocked: false, ..good() },
                 one("public access", Level::Weak),
             ),
-            (policy(KEEP), one("TLS only", Level::Weak)),
-            (policy(TLS), one("deletion denied", Level::Weak)),
+            (policy(&[KEEP, ONCE].join(",")), one("TLS only", Level::Weak)),
+            (policy(&[TLS, ONCE].join(",")), one("deletion denied", Level::Weak)),
+            (policy(&[TLS, KEEP].join(",")), one("create only", Level::Weak)),
+            (
+                policy(
+                    &[
+                        TLS,
+                        KEEP,
+                        &ONCE.replace(r#","Bool":{"s3:ObjectCreationOperation":"true"}"#, ""),
+                    ]
+                    .join(","),
+                ),
+                one("create only", Level::Missing),
+            ),
             (BucketPosture { key: None, ..good() }, one("encryption", Level::Weak)),
             (
                 BucketPosture { key: Some("aws/s3".to_owned()), ..good() },
@@ -246,7 +287,7 @@ mod tests {
             assert_eq!(bad(posture.clone()), expected, "{posture:?}");
         }
         let none = BucketPosture { policy: None, ..good() };
-        assert_eq!(bad(none).len(), 2, "no policy denies neither");
+        assert_eq!(bad(none).len(), 3, "no policy denies nothing");
         let garbled = BucketPosture { policy: Some("{".to_owned()), ..good() };
         assert!(bad(garbled).iter().all(|(_, level)| *level == Level::Unknown));
     }
@@ -258,7 +299,7 @@ mod tests {
         for (mode, expected) in [("COMPLIANCE", 0), ("GOVERNANCE", 1)] {
             let posture = BucketPosture {
                 retention: Some(Retention { mode: mode.to_owned(), days: 1 }),
-                policy: Some(format!(r#"{{"Statement":[{TLS},{delete}]}}"#)),
+                policy: Some(format!(r#"{{"Statement":[{TLS},{delete},{ONCE}]}}"#)),
                 ..good()
             };
             assert_eq!(bad(posture).len(), expected, "{mode}");

@@ -1,4 +1,4 @@
-//! What a bucket policy denies, as far as two questions need: pure.
+//! What a bucket policy denies, as far as three questions need: pure.
 //!
 //! Judges by the policy's grammar (IAM user guide, "Grammar of the IAM JSON policy language"), and in doubt says that
 //! something is not denied.
@@ -14,6 +14,17 @@ pub(super) enum Denied {
     UnderConditions,
     /// Not at all.
     No,
+}
+
+/// Whether everybody is denied to write over objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overwriting {
+    /// Everybody, always.
+    Denied,
+    /// The parts of an upload are denied with it, which take no condition.
+    PartsToo,
+    /// Not everybody, or not at all.
+    Allowed,
 }
 
 /// The denials of a bucket policy.
@@ -72,6 +83,26 @@ impl Policy {
         }
         denied
     }
+
+    /// Whether everybody is denied to create objects below a prefix without the condition that there is none (S3 user guide,
+    /// "Enforce conditional writes on Amazon S3 buckets").
+    pub(super) fn overwriting(&self, bucket: &str, prefix: &str) -> Overwriting {
+        let unconditional = (&["Null"][..], "s3:if-none-match", "true");
+        let creates = (&["Bool", "BoolIfExists"][..], "s3:ObjectCreationOperation", "true");
+        let denied = |wanted: &[Asked<'_>]| {
+            self.denials.iter().any(|d| {
+                d.everybody
+                    && d.acts_on("s3:PutObject")
+                    && d.covers_below(bucket, prefix)
+                    && d.condition.as_ref().is_some_and(|condition| asks(condition, wanted))
+            })
+        };
+        match (denied(&[unconditional]), denied(&[unconditional, creates])) {
+            (true, _) => Overwriting::PartsToo,
+            (false, true) => Overwriting::Denied,
+            (false, false) => Overwriting::Allowed,
+        }
+    }
 }
 
 impl Denial {
@@ -96,10 +127,15 @@ impl Denial {
         self.resources.iter().any(|pattern| names.iter().any(|name| fits(pattern, name)))
     }
 
-    /// Whether it covers every object: two that have nothing in common stand for all.
+    /// Whether it covers every object.
     fn covers_objects(&self, bucket: &str) -> bool {
+        self.covers_below(bucket, "")
+    }
+
+    /// Whether it covers every object below a prefix: two that have nothing in common stand for all.
+    fn covers_below(&self, bucket: &str, prefix: &str) -> bool {
         let object = |key: &str| -> Vec<String> {
-            bucket_names(bucket).into_iter().map(|arn| format!("{arn}/{key}")).collect()
+            bucket_names(bucket).into_iter().map(|arn| format!("{arn}/{prefix}{key}")).collect()
         };
         self.resources.iter().any(|pattern| {
             ["\u{1}", "\u{2}/\u{3}.\u{4}"]
@@ -128,17 +164,27 @@ fn is_everybody(principal: &Value) -> bool {
 
 /// A condition that holds for every request without TLS, and needs nothing else to hold.
 fn is_plain_http(condition: &Value) -> bool {
-    let Some(operators) = condition.as_object().filter(|o| o.len() == 1) else { return false };
-    operators.iter().all(|(operator, keys)| {
-        let keys = keys.as_object().filter(|k| k.len() == 1);
-        matches!(operator.as_str(), "Bool" | "BoolIfExists")
-            && keys.is_some_and(|keys| {
-                keys.iter().all(|(key, value)| {
-                    let values = texts(Some(value));
-                    key.eq_ignore_ascii_case("aws:SecureTransport")
-                        && values.iter().any(|v| v.eq_ignore_ascii_case("false"))
-                })
+    asks(condition, &[(&["Bool", "BoolIfExists"], "aws:SecureTransport", "false")])
+}
+
+/// Operators of which one is to be there, its key, and its value.
+type Asked<'a> = (&'a [&'a str], &'a str, &'a str);
+
+/// Whether a condition asks for these things and no other.
+fn asks(condition: &Value, wanted: &[Asked<'_>]) -> bool {
+    let Some(operators) = condition.as_object().filter(|o| o.len() == wanted.len()) else {
+        return false;
+    };
+    wanted.iter().all(|(names, wanted_key, wanted_value)| {
+        let keys = names.iter().find_map(|name| operators.get(*name));
+        let keys = keys.and_then(Value::as_object).filter(|k| k.len() == 1);
+        keys.is_some_and(|keys| {
+            keys.iter().all(|(key, value)| {
+                let values = texts(Some(value));
+                key.eq_ignore_ascii_case(wanted_key)
+                    && values.iter().any(|v| v.eq_ignore_ascii_case(wanted_value))
             })
+        })
     })
 }
 
@@ -273,6 +319,57 @@ mod tests {
             ),
         ] {
             let found = policy(&statement(changes.clone())).denies("s3:DeleteObjectVersion", "b");
+            assert_eq!(found, expected, "{changes}");
+        }
+    }
+
+    #[test]
+    fn writing_over_is_denied_by_the_condition_that_spares_parts() {
+        let statement = |changes: Value| {
+            let mut statement = json!({
+                "Effect": "Deny", "Principal": "*", "Action": "s3:PutObject",
+                "Resource": ["arn:aws:s3:::b/cases/*", "arn:aws:s3:::b/instances/*"],
+                "Condition": {
+                    "Null": { "s3:if-none-match": "true" },
+                    "Bool": { "s3:ObjectCreationOperation": "true" },
+                },
+            });
+            for (key, value) in changes.as_object().expect("an object") {
+                statement[key] = value.clone();
+            }
+            statement
+        };
+        for (changes, expected) in [
+            (json!({}), Overwriting::Denied),
+            (json!({ "Action": "s3:Put*", "Resource": "*" }), Overwriting::Denied),
+            (
+                json!({ "Condition": { "Null": { "S3:If-None-Match": true }, "BoolIfExists": { "s3:objectcreationoperation": true } } }),
+                Overwriting::Denied,
+            ),
+            (
+                json!({ "Condition": { "Null": { "s3:if-none-match": "true" } } }),
+                Overwriting::PartsToo,
+            ),
+            (json!({ "Resource": "arn:aws:s3:::b/instances/*" }), Overwriting::Allowed),
+            (json!({ "Resource": "arn:aws:s3:::b/cases/?" }), Overwriting::Allowed),
+            (json!({ "Principal": { "AWS": "x" } }), Overwriting::Allowed),
+            (json!({ "Effect": "Allow" }), Overwriting::Allowed),
+            (json!({ "Action": "s3:GetObject" }), Overwriting::Allowed),
+            (
+                json!({ "Condition": { "Null": { "s3:if-none-match": "false" } } }),
+                Overwriting::Allowed,
+            ),
+            (
+                json!({ "Condition": {
+                    "Null": { "s3:if-none-match": "true" },
+                    "Bool": { "s3:ObjectCreationOperation": "true" },
+                    "StringEquals": { "aws:PrincipalTag/x": "y" },
+                } }),
+                Overwriting::Allowed,
+            ),
+            (json!({ "Condition": {} }), Overwriting::Allowed),
+        ] {
+            let found = policy(&statement(changes.clone())).overwriting("b", "cases/");
             assert_eq!(found, expected, "{changes}");
         }
     }
