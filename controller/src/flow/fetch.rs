@@ -20,7 +20,7 @@ use super::FlowError;
 use crate::{
     case::Run,
     flow::find,
-    journal::{self, Examined, Ledger, digest},
+    journal::{self, Examined, Ledger, digest, event::Exhibit},
     steps::clean_room::bundle::{self, BundleError, SIGNATURE, SUMS, SUMS_LIMIT},
 };
 
@@ -130,19 +130,41 @@ struct Chosen {
 }
 
 impl Chosen {
-    /// The digest that the custody log has of a file.
-    fn logged(&self, case: &CaseId, name: &str) -> Option<Sha256> {
-        logged(self.logged.as_ref()?, &format!("{}{name}", bundle_prefix(case, &self.scan)))
+    /// What the custody log has of a file.
+    fn exhibit(&self, case: &CaseId, name: &str) -> Option<&Exhibit> {
+        exhibit(self.logged.as_ref()?, &format!("{}{name}", bundle_prefix(case, &self.scan)))
     }
 
     /// A bundle that is not what it says of itself: was it read back, it was then.
     fn blame(&self, error: BundleError) -> FetchError {
         blame(self.logged.as_ref(), error)
     }
+
+    /// A file that came, and is another than the sums say.
+    fn differs(&self, name: &str, found: Sha256) -> FetchError {
+        match &self.logged {
+            Some(examined) => {
+                let what = format!("{name} of scan {} has SHA-256 {found}", self.scan);
+                FetchError::Altered { what, at: examined.at }
+            }
+            None => FetchError::Differs { name: name.to_owned(), found },
+        }
+    }
+
+    /// A file that did not come.
+    fn not_read(&self, name: &str, source: CloudError) -> FetchError {
+        match &self.logged {
+            Some(examined) if source.code == "TooLarge" => {
+                let what = format!("{name} of scan {} is larger than it was", self.scan);
+                FetchError::Altered { what, at: examined.at }
+            }
+            _ => FetchError::Store { name: name.to_owned(), source },
+        }
+    }
 }
 
-fn logged(examined: &Examined, key: &str) -> Option<Sha256> {
-    examined.exhibits.iter().find(|exhibit| exhibit.key == key).map(|exhibit| exhibit.sha256)
+fn exhibit<'e>(examined: &'e Examined, key: &str) -> Option<&'e Exhibit> {
+    examined.exhibits.iter().find(|exhibit| exhibit.key == key)
 }
 
 fn blame(examined: Option<&Examined>, error: BundleError) -> FetchError {
@@ -171,7 +193,7 @@ async fn chosen(run: &Run, case: &CaseId, scan: Option<&ScanId>) -> Result<Chose
     let (sums, list) = read.map_err(|error| blame(examined.as_ref(), error))?;
     if let Some(examined) = &examined {
         let key = format!("{}{SUMS}", bundle_prefix(case, &scan));
-        let (found, known) = (digest(&list), logged(examined, &key));
+        let (found, known) = (digest(&list), exhibit(examined, &key).map(|e| e.sha256));
         if known != Some(found) {
             let known = known.map_or("none".to_owned(), |sha256| sha256.to_string());
             let what = format!(
@@ -227,7 +249,7 @@ pub async fn fetch(
         one(run, &chosen, &mut fetched, name, Some(sha256)).await?;
     }
     // No sums name the signature. Of a bundle that was read back it is the one that was there then, or none.
-    let signature = chosen.logged(case, SIGNATURE);
+    let signature = chosen.exhibit(case, SIGNATURE).map(|exhibit| exhibit.sha256);
     if signature.is_some() || chosen.logged.is_none() {
         one(run, &chosen, &mut fetched, SIGNATURE, signature.as_ref()).await?;
     }
@@ -269,9 +291,14 @@ async fn one(
         _ => {}
     }
     let key = format!("{}{name}", bundle_prefix(&fetched.case, &fetched.scan));
-    let most = if expected.is_some() { u64::MAX } else { SUMS_LIMIT };
+    // What was read back has a size: a larger object is another, and need not come here to be known for that.
+    let most = match (chosen.exhibit(&fetched.case, name), expected) {
+        (Some(exhibit), _) => exhibit.size,
+        (None, Some(_)) => u64::MAX,
+        (None, None) => SUMS_LIMIT,
+    };
     let read = run.cloud.store.download(&key, Some(&part), most).await;
-    let read = read.map_err(|source| FetchError::Store { name: name.to_owned(), source })?;
+    let read = read.map_err(|source| chosen.not_read(name, source))?;
     let Some(read) = read else {
         return match expected {
             None => Ok(()),
@@ -286,14 +313,7 @@ async fn one(
     {
         // Nobody is to take it for what it says it is.
         fs::remove_file(&part).map_err(|source| local("remove", &part, source))?;
-        let found = read.sha256;
-        return Err(match &chosen.logged {
-            Some(examined) => FetchError::Altered {
-                what: format!("{name} of scan {} has SHA-256 {found}", chosen.scan),
-                at: examined.at,
-            },
-            None => FetchError::Differs { name: name.to_owned(), found },
-        });
+        return Err(chosen.differs(name, read.sha256));
     }
     // A link fails where somebody made a file of that name meanwhile. Some file systems have none.
     match fs::hard_link(&part, &path) {

@@ -137,6 +137,17 @@ fn decide_price(parameters: &BTreeMap<String, String>, copies: &[u32], runs: boo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::steps::clean_room::size::decide_room;
+
+    #[test]
+    fn every_room_that_is_made_has_a_price() {
+        for gib in [1, 512, 2_048, 16_384] {
+            for count in [1, 24] {
+                let kind = decide_room(&vec![gib; count]).instance_type;
+                assert!(INSTANCES.iter().any(|(known, _)| *known == kind), "{kind}");
+            }
+        }
+    }
 
     #[test]
     fn the_readme_s_example_costs_what_it_says() {
