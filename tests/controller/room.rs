@@ -1,26 +1,27 @@
 //! The clean room against the cloud in memory: launched once, awaited, read back, scanned again and taken down; and what is
 //! told where any of that goes wrong.
 
-use std::time::Duration;
+mod again;
+mod broken;
+mod coverage;
+mod patience;
+mod retry;
 
-use cleanroom_cloud::ErrorKind;
-use cleanroom_cloud_fake::{At, FakeCloud, Fault, RoomEnds, World};
-use cleanroom_contract::{CaseId, ScanId, Severity};
+use cleanroom_cloud_fake::{FakeCloud, RoomEnds, World};
+use cleanroom_contract::{CaseId, Severity, WorkOrder};
 use cleanroom_controller::{
     case::{Policy, Step},
     flow::{
         Report,
         fetch::{self, FetchError},
         rescan::{self, Rescanned},
-        teardown,
+        status, teardown,
     },
     journal::{self, Ledger, verify},
     room::{Given, RoomPolicy},
 };
 
-use crate::support::{
-    assert_contained, changes_since, respond, respond_or_die, respond_to, run, suspect,
-};
+use crate::support::{assert_contained, changes_since, respond, respond_to, run, suspect};
 
 fn case() -> CaseId {
     format!("{}-1", suspect()).parse().expect("a case id")
@@ -56,6 +57,15 @@ fn stacks(cloud: &FakeCloud) -> usize {
 
 fn orders(cloud: &FakeCloud) -> usize {
     cloud.with(|w| w.bucket.keys(&format!("cases/{}/orders/", case())).len())
+}
+
+/// The newest order.
+fn newest_order(cloud: &FakeCloud) -> WorkOrder {
+    cloud.with(|w| {
+        let keys = w.bucket.keys(&format!("cases/{}/orders/", case()));
+        let bytes = keys.last().and_then(|key| w.bucket.newest(key)).expect("an order");
+        serde_json::from_slice(bytes).expect("it is one")
+    })
 }
 
 fn short_of_the_room(report: &Report) -> Vec<&str> {
@@ -252,19 +262,66 @@ async fn a_volume_that_never_attaches_makes_the_case_partial_until_a_rescan_sees
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bundle_with_a_wrong_digest_is_refused_and_told() {
+async fn a_bundle_with_a_wrong_digest_is_refused_told_and_ordered_anew() {
     let cloud = FakeCloud::new(small());
     cloud.with(|w| w.room.spoilt = Some("findings.jsonl".to_owned()));
-    let room = rules(&["a.yar"]);
-    let with_rules = run(&cloud, Policy { room, ..Policy::default() }, None).await;
-    let report = respond_to(&with_rules, &suspect()).await.expect("not refused");
+    let with_rules = async |cloud: &FakeCloud| {
+        let policy = Policy { room: rules(&["a.yar"]), ..Policy::default() };
+        let run = run(cloud, policy, None).await;
+        respond_to(&run, &suspect()).await.expect("not refused")
+    };
+    let report = with_rules(&cloud).await;
     assert!(report.reported.is_none() && !report.is_whole(), "{report:#?}");
     let short = short_of_the_room(&report);
     assert!(short.len() == 1 && short[0].contains("findings.jsonl has SHA-256"), "{short:?}");
-    assert!(ledger(&cloud).await.reports.is_empty(), "nothing of it is in the log");
+    let seen = ledger(&cloud).await;
+    assert!(seen.reports.is_empty(), "nothing of it is evidence");
+    let refused: Vec<_> = seen.refused.into_iter().collect();
+    assert!(refused.len() == 1 && refused[0].1.contains("findings.jsonl"), "{refused:?}");
     let told = told(&cloud);
     assert!(told.iter().any(|t| t.ends_with("unreported")), "{told:?}");
     assert!(!told.iter().any(|t| t.ends_with(" reported")), "{told:?}");
+    let look = run(&cloud, Policy::default(), None).await;
+    let scan = status::status(&look, &case()).await.expect("it is there").scan.expect("a scan");
+    assert_eq!(scan.refused.as_ref(), Some(&refused[0].1));
+    // What the room tells of a bundle that was refused is not waited for again, nor joined.
+    cloud.with(|w| w.room.spoilt = None);
+    let report = with_rules(&cloud.restarted()).await;
+    assert!(report.is_whole() && report.reported.is_some(), "{report:#?}");
+    assert_eq!((stacks(&cloud), orders(&cloud)), (1, 2), "the same room, another order");
+    assert_custody(&cloud, "a bundle that was refused").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rescan_whose_bundle_is_refused_is_ordered_anew_by_the_next() {
+    let cloud = FakeCloud::new(small());
+    let first = respond(&cloud, None).await.reported.expect("a report").scan;
+    cloud.with(|w| w.room.spoilt = Some("findings.jsonl".to_owned()));
+    let refused = rescan(&cloud, &["a.yar"]).await;
+    assert!(refused.reported.is_none() && !refused.is_whole(), "{refused:#?}");
+    cloud.with(|w| w.room.spoilt = None);
+    // What the response reported stands, and a response knows nothing of the rescan's rules.
+    let report = respond(&cloud.restarted(), None).await;
+    assert_eq!(report.reported.as_ref().map(|r| &r.scan), Some(&first), "{report:#?}");
+    assert!(report.notes.iter().any(|n| n.contains("not relied on")), "{report:#?}");
+    let again = rescan(&cloud, &["a.yar"]).await;
+    assert!(again.is_whole() && again.scan != refused.scan, "{again:#?}");
+    assert_eq!((stacks(&cloud), orders(&cloud)), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_token_of_the_task_that_waits_is_in_the_order() {
+    let cloud = FakeCloud::new(small());
+    let room = RoomPolicy { task_token: Some("AAAAKgAAAAIA".to_owned()), ..rules(&["a.yar"]) };
+    let run = run(&cloud, Policy { room, ..Policy::default() }, None).await;
+    let report = respond_to(&run, &suspect()).await.expect("not refused");
+    assert!(report.is_whole(), "{report:#?}");
+    assert_eq!(newest_order(&cloud).task_token.as_deref(), Some("AAAAKgAAAAIA"));
+    let stack = cloud.with(|w| w.built.values().next().expect("a stack").stack.clone());
+    assert_eq!(stack.parameters["UsesStates"], "true", "the room reaches Step Functions");
+    // Nobody waits for what a person orders.
+    rescan(&cloud, &["b.yar"]).await;
+    assert_eq!(newest_order(&cloud).task_token, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -301,110 +358,6 @@ async fn a_scan_that_fails_is_ordered_anew_by_the_next_run() {
     let again = respond(&cloud.restarted(), None).await;
     assert!(again.is_whole() && again.reported.is_some(), "{again:#?}");
     assert_eq!((stacks(&cloud), orders(&cloud)), (1, 2), "the same room, another order");
-}
-
-#[tokio::test(start_paused = true)]
-async fn teardown_removes_the_room_and_nothing_else_and_twice_is_as_once() {
-    let before = world();
-    let cloud = FakeCloud::new(before.clone());
-    respond(&cloud, None).await;
-    let (snapshots, objects) = cloud.with(|w| (w.snapshots.clone(), w.bucket.keys("")));
-    let copies = cloud.with(|w| w.built.values().next().expect("a stack").volumes.clone());
-    assert_eq!(copies.len(), 3);
-    let torn = tear_down(&cloud).await;
-    assert!(torn.whole, "{torn:#?}");
-    let left: Vec<_> = torn.left.iter().map(|l| l.what.as_str()).collect();
-    assert!(left[0].contains("snapshots") && left[1].contains("objects"), "{left:?}");
-    assert!(torn.left[0].dollars_a_month > 30.0, "608 GiB and copies: {:?}", torn.left);
-    cloud.with(|w| {
-        assert!(w.built.is_empty());
-        assert_eq!(w.snapshots, snapshots);
-        for (original, copy) in &copies {
-            let there = (w.volumes.contains_key(original), w.volumes.contains_key(copy));
-            assert_eq!(there, (true, false), "{original} and its copy {copy}");
-        }
-        for key in objects {
-            assert!(w.bucket.newest(&key).is_some(), "{key}");
-        }
-    });
-    let calls = cloud.calls().len() as u64;
-    let again = tear_down(&cloud).await;
-    assert!(again.whole, "{again:#?}");
-    assert_eq!(changes_since(&cloud, calls), Vec::<String>::new());
-    assert_contained(&cloud, &before, "without its room").await;
-    assert_custody(&cloud, "without its room").await;
-    // What was reported stays reported, and needs no room.
-    let report = respond(&cloud.restarted(), None).await;
-    assert!(report.is_whole() && report.reported.is_some(), "{report:#?}");
-    assert_eq!(stacks(&cloud), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_failed_stack_is_torn_down_too() {
-    let cloud = FakeCloud::new(small());
-    cloud.with(|w| w.room.fails = Some(("Role".to_owned(), "no rights".to_owned())));
-    respond(&cloud, None).await;
-    let torn = tear_down(&cloud).await;
-    assert!(torn.whole && cloud.with(|w| w.built.is_empty()), "{torn:#?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_rescan_in_a_standing_room_has_what_new_rules_find_and_makes_no_other_room() {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    let first = ledger(&cloud).await.reports;
-    let rescanned = rescan(&cloud, &["webshells.yar", "miners.yar"]).await;
-    assert!(rescanned.is_whole(), "{rescanned:#?}");
-    let reported = rescanned.reported.expect("a report");
-    assert_eq!(reported.summary.findings.get(Severity::High), 2);
-    assert_eq!((stacks(&cloud), orders(&cloud)), (1, 2));
-    let all = ledger(&cloud).await.reports;
-    assert_eq!(all.len(), 2);
-    for (scan, examined) in &first {
-        assert_eq!(&all[scan], examined, "what was examined before stays");
-    }
-    let told = told(&cloud);
-    assert_eq!(told.iter().filter(|t| t.ends_with(" reported")).count(), 2, "{told:?}");
-    assert_custody(&cloud, "two scans").await;
-    // The rules are under their digests, and are not stored twice.
-    let kept = cloud.with(|w| w.bucket.keys("rules/"));
-    assert_eq!(kept.len(), 2, "{kept:?}");
-    rescan(&cloud, &["webshells.yar"]).await;
-    assert_eq!(cloud.with(|w| w.bucket.keys("rules/")), kept);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_rescan_without_a_room_makes_one_and_one_of_an_idle_room_makes_another() {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    tear_down(&cloud).await;
-    assert!(rescan(&cloud, &["a.yar"]).await.is_whole());
-    assert_eq!(stacks(&cloud), 2);
-    // An hour and a half without an order: the room has ended itself, and is never started again.
-    tokio::time::sleep(Duration::from_secs(5400)).await;
-    let old = cloud.with(|w| w.built.values().next().expect("a stack").stack.id.clone());
-    assert!(rescan(&cloud, &["b.yar"]).await.is_whole());
-    let new = cloud.with(|w| w.built.values().next().expect("a stack").stack.id.clone());
-    assert_ne!(old, new);
-    assert_eq!((stacks(&cloud), orders(&cloud)), (3, 3));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_rescan_that_was_cut_short_goes_on_with_its_own_order() {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    cloud.fault(
-        Fault::DieAfter,
-        At::Matching("s3:PutObject cases/i-0123456789abcdef0-1/orders".to_owned(), 1),
-    );
-    tokio::select! {
-        ended = rescan(&cloud, &["a.yar"]) => panic!("it lives: {ended:?}"),
-        () = cloud.died() => {}
-    }
-    let cloud = cloud.restarted();
-    assert!(rescan(&cloud, &["a.yar"]).await.is_whole());
-    assert_eq!(orders(&cloud), 2, "one for the response, one for the rescan");
-    assert_custody(&cloud, "cut short").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -465,67 +418,4 @@ async fn steps_that_stop_before_the_room_make_none() {
         assert!(report.is_whole() && report.reported.is_none(), "{report:#?}");
         assert_eq!((stacks(&cloud), orders(&cloud)), (0, 0));
     }
-}
-
-/// Breaks a run at one call in one way, runs again until a run ends, and judges.
-async fn broken(fault: Fault, n: u64) {
-    let before = small();
-    let cloud = FakeCloud::new(before.clone());
-    let spool = tempfile::tempdir().expect("a folder for the spool");
-    cloud.fault(fault, At::Call(n));
-    let mut process = cloud.clone();
-    let mut ended = None;
-    for _ in 0..3 {
-        ended = respond_or_die(&process, Some(spool.path())).await;
-        if ended.as_ref().is_some_and(Report::is_whole) {
-            break;
-        }
-        process = process.restarted();
-    }
-    let call = cloud.calls().into_iter().find(|call| call.n == n);
-    let what = format!("{fault:?} at call {n}, {}", call.map(|c| c.text()).unwrap_or_default());
-    let report = ended.unwrap_or_else(|| panic!("{what}: three runs did not end it"));
-    assert!(report.is_whole() && report.reported.is_some(), "{what}: {report:#?}");
-    assert_eq!(stacks(&cloud), 1, "{what}: one room");
-    let reports = ledger(&process).await.reports;
-    assert_eq!(reports.len(), 1, "{what}: {reports:#?}");
-    assert_contained(&process, &before, &what).await;
-    assert_custody(&process, &what).await;
-}
-
-/// The calls of a run without faults from the first look at the orders on, and whether each changes something.
-async fn calls_of_the_room() -> Vec<(u64, bool)> {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    let calls = cloud.calls().into_iter().skip_while(|c| !c.resource.contains("/orders/"));
-    calls.map(|call| (call.n, call.mutates)).collect()
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_room_broken_at_any_call_reports_once_all_the_same() {
-    let calls = calls_of_the_room().await;
-    assert!(calls.len() > 20, "{calls:?}");
-    for (n, mutates) in calls {
-        broken(Fault::DieBefore, n).await;
-        broken(Fault::Refuse(ErrorKind::Throttled), n).await;
-        // What only looks is the same whether it dies before or after.
-        if mutates {
-            broken(Fault::DieAfter, n).await;
-            broken(Fault::LoseAnswer, n).await;
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn two_runs_at_once_share_one_room() {
-    let cloud = FakeCloud::new(small());
-    cloud.set_latency(Duration::from_millis(50));
-    let other =
-        cloud.as_caller("arn:aws:sts::123456789012:assumed-role/cleanroom-controller/other");
-    let (one, two) = tokio::join!(respond(&cloud, None), respond(&other, None));
-    assert!(one.reported.is_some() && two.reported.is_some(), "{one:#?} {two:#?}");
-    assert_eq!(stacks(&cloud), 1);
-    let scans: Vec<ScanId> = ledger(&cloud).await.reports.into_keys().collect();
-    assert!((1..=2).contains(&scans.len()), "{scans:?}");
-    assert_custody(&cloud, "two at once").await;
 }
