@@ -5,10 +5,7 @@ use std::time::Duration;
 use cleanroom_cloud_fake::{At, FakeCloud, Fault};
 use cleanroom_contract::Severity;
 
-use super::{
-    assert_custody, case, ledger, orders, rescan, short_of_the_room, small, stacks, tear_down,
-    told, world,
-};
+use super::{assert_custody, ledger, orders, rescan, small, stacks, tear_down, told, world};
 use crate::support::{assert_contained, changes_since, respond};
 
 #[tokio::test(start_paused = true)]

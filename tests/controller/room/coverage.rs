@@ -118,7 +118,7 @@ async fn a_volume_that_came_after_the_order_is_short_and_then_examined() {
     assert!(whats.iter().all(|what| what.contains(late.as_str())), "{whats:?}");
     assert!(rescanned.shortfalls[0].advice.contains("teardown"), "{rescanned:#?}");
     let missing = ledger(&cloud).await.reports.into_values().next_back().expect("it").missing;
-    assert_eq!(missing, [late.clone()]);
+    assert_eq!(missing, std::slice::from_ref(&late));
 
     tear_down(&cloud).await;
     let report = again(&cloud).await;
