@@ -47,6 +47,8 @@ pub struct RoomPolicy {
     pub indicators: Vec<Given>,
     /// What a scan may take.
     pub limits: ScanLimits,
+    /// The Step Functions task that the room tells of the scan's end; none where nobody waits there.
+    pub task_token: Option<String>,
     /// The stack's template.
     pub template: Arc<str>,
 }
@@ -71,6 +73,7 @@ impl Default for RoomPolicy {
             rules: Vec::new(),
             indicators: Vec::new(),
             limits: ScanLimits::default(),
+            task_token: None,
             template: Arc::from(TEMPLATE),
         }
     }

@@ -1,27 +1,29 @@
 //! The clean room against the cloud in memory: launched once, awaited, read back, scanned again and taken down; and what is
 //! told where any of that goes wrong.
 
-use std::time::Duration;
+mod again;
+mod broken;
+mod coverage;
+mod patience;
+mod retry;
+mod standing;
+mod vouched;
 
-use cleanroom_cloud::ErrorKind;
-use cleanroom_cloud_fake::{At, FakeCloud, Fault, RoomEnds, World};
-use cleanroom_contract::{CaseId, ScanId, Severity, bundle_prefix};
+use cleanroom_cloud_fake::{FakeCloud, RoomEnds, World};
+use cleanroom_contract::{CaseId, Severity, WorkOrder};
 use cleanroom_controller::{
     case::{Policy, Step},
     flow::{
-        Report, close,
+        Report,
         fetch::{self, FetchError},
         rescan::{self, Rescanned},
-        standing::Standing,
         status, teardown,
     },
-    journal::{self, Ledger, digest, verify},
+    journal::{self, Ledger, verify},
     room::{Given, RoomPolicy},
 };
 
-use crate::support::{
-    assert_contained, changes_since, respond, respond_or_die, respond_to, run, suspect,
-};
+use crate::support::{assert_contained, changes_since, respond, respond_to, run, suspect};
 
 fn case() -> CaseId {
     format!("{}-1", suspect()).parse().expect("a case id")
@@ -57,6 +59,15 @@ fn stacks(cloud: &FakeCloud) -> usize {
 
 fn orders(cloud: &FakeCloud) -> usize {
     cloud.with(|w| w.bucket.keys(&format!("cases/{}/orders/", case())).len())
+}
+
+/// The newest order.
+fn newest_order(cloud: &FakeCloud) -> WorkOrder {
+    cloud.with(|w| {
+        let keys = w.bucket.keys(&format!("cases/{}/orders/", case()));
+        let bytes = keys.last().and_then(|key| w.bucket.newest(key)).expect("an order");
+        serde_json::from_slice(bytes).expect("it is one")
+    })
 }
 
 fn short_of_the_room(report: &Report) -> Vec<&str> {
@@ -253,19 +264,66 @@ async fn a_volume_that_never_attaches_makes_the_case_partial_until_a_rescan_sees
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bundle_with_a_wrong_digest_is_refused_and_told() {
+async fn a_bundle_with_a_wrong_digest_is_refused_told_and_ordered_anew() {
     let cloud = FakeCloud::new(small());
     cloud.with(|w| w.room.spoilt = Some("findings.jsonl".to_owned()));
-    let room = rules(&["a.yar"]);
-    let with_rules = run(&cloud, Policy { room, ..Policy::default() }, None).await;
-    let report = respond_to(&with_rules, &suspect()).await.expect("not refused");
+    let with_rules = async |cloud: &FakeCloud| {
+        let policy = Policy { room: rules(&["a.yar"]), ..Policy::default() };
+        let run = run(cloud, policy, None).await;
+        respond_to(&run, &suspect()).await.expect("not refused")
+    };
+    let report = with_rules(&cloud).await;
     assert!(report.reported.is_none() && !report.is_whole(), "{report:#?}");
     let short = short_of_the_room(&report);
     assert!(short.len() == 1 && short[0].contains("findings.jsonl has SHA-256"), "{short:?}");
-    assert!(ledger(&cloud).await.reports.is_empty(), "nothing of it is in the log");
+    let seen = ledger(&cloud).await;
+    assert!(seen.reports.is_empty(), "nothing of it is evidence");
+    let refused: Vec<_> = seen.refused.into_iter().collect();
+    assert!(refused.len() == 1 && refused[0].1.contains("findings.jsonl"), "{refused:?}");
     let told = told(&cloud);
     assert!(told.iter().any(|t| t.ends_with("unreported")), "{told:?}");
     assert!(!told.iter().any(|t| t.ends_with(" reported")), "{told:?}");
+    let look = run(&cloud, Policy::default(), None).await;
+    let scan = status::status(&look, &case()).await.expect("it is there").scan.expect("a scan");
+    assert_eq!(scan.refused.as_ref(), Some(&refused[0].1));
+    // What the room tells of a bundle that was refused is not waited for again, nor joined.
+    cloud.with(|w| w.room.spoilt = None);
+    let report = with_rules(&cloud.restarted()).await;
+    assert!(report.is_whole() && report.reported.is_some(), "{report:#?}");
+    assert_eq!((stacks(&cloud), orders(&cloud)), (1, 2), "the same room, another order");
+    assert_custody(&cloud, "a bundle that was refused").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rescan_whose_bundle_is_refused_is_ordered_anew_by_the_next() {
+    let cloud = FakeCloud::new(small());
+    let first = respond(&cloud, None).await.reported.expect("a report").scan;
+    cloud.with(|w| w.room.spoilt = Some("findings.jsonl".to_owned()));
+    let refused = rescan(&cloud, &["a.yar"]).await;
+    assert!(refused.reported.is_none() && !refused.is_whole(), "{refused:#?}");
+    cloud.with(|w| w.room.spoilt = None);
+    // What the response reported stands, and a response knows nothing of the rescan's rules.
+    let report = respond(&cloud.restarted(), None).await;
+    assert_eq!(report.reported.as_ref().map(|r| &r.scan), Some(&first), "{report:#?}");
+    assert!(report.notes.iter().any(|n| n.contains("not relied on")), "{report:#?}");
+    let again = rescan(&cloud, &["a.yar"]).await;
+    assert!(again.is_whole() && again.scan != refused.scan, "{again:#?}");
+    assert_eq!((stacks(&cloud), orders(&cloud)), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_token_of_the_task_that_waits_is_in_the_order() {
+    let cloud = FakeCloud::new(small());
+    let room = RoomPolicy { task_token: Some("AAAAKgAAAAIA".to_owned()), ..rules(&["a.yar"]) };
+    let run = run(&cloud, Policy { room, ..Policy::default() }, None).await;
+    let report = respond_to(&run, &suspect()).await.expect("not refused");
+    assert!(report.is_whole(), "{report:#?}");
+    assert_eq!(newest_order(&cloud).task_token.as_deref(), Some("AAAAKgAAAAIA"));
+    let stack = cloud.with(|w| w.built.values().next().expect("a stack").stack.clone());
+    assert_eq!(stack.parameters["UsesStates"], "true", "the room reaches Step Functions");
+    // Nobody waits for what a person orders.
+    rescan(&cloud, &["b.yar"]).await;
+    assert_eq!(newest_order(&cloud).task_token, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,182 +360,6 @@ async fn a_scan_that_fails_is_ordered_anew_by_the_next_run() {
     let again = respond(&cloud.restarted(), None).await;
     assert!(again.is_whole() && again.reported.is_some(), "{again:#?}");
     assert_eq!((stacks(&cloud), orders(&cloud)), (1, 2), "the same room, another order");
-}
-
-#[tokio::test(start_paused = true)]
-async fn teardown_removes_the_room_and_nothing_else_and_twice_is_as_once() {
-    let before = world();
-    let cloud = FakeCloud::new(before.clone());
-    respond(&cloud, None).await;
-    let (snapshots, objects) = cloud.with(|w| (w.snapshots.clone(), w.bucket.keys("")));
-    let copies = cloud.with(|w| w.built.values().next().expect("a stack").volumes.clone());
-    assert_eq!(copies.len(), 3);
-    let torn = tear_down(&cloud).await;
-    assert!(torn.whole, "{torn:#?}");
-    let left: Vec<_> = torn.left.iter().map(|l| l.what.as_str()).collect();
-    assert!(left[0].contains("snapshots") && left[1].contains("objects"), "{left:?}");
-    assert_eq!(
-        left[2],
-        format!("log groups below /cleanroom/{}/, of sessions in its rooms", case())
-    );
-    assert!(torn.left[0].dollars_a_month > Some(30.0), "608 GiB and copies: {:?}", torn.left);
-    assert_eq!((torn.left[2].gib, torn.left[2].dollars_a_month), (None, None));
-    cloud.with(|w| {
-        assert!(w.built.is_empty());
-        assert_eq!(w.snapshots, snapshots);
-        for (original, copy) in &copies {
-            let there = (w.volumes.contains_key(original), w.volumes.contains_key(copy));
-            assert_eq!(there, (true, false), "{original} and its copy {copy}");
-        }
-        for key in objects {
-            assert!(w.bucket.newest(&key).is_some(), "{key}");
-        }
-    });
-    let calls = cloud.calls().len() as u64;
-    let again = tear_down(&cloud).await;
-    assert!(again.whole && again.left.len() == 3, "the log groups outlive the stack: {again:#?}");
-    assert_eq!(changes_since(&cloud, calls), Vec::<String>::new());
-    assert_contained(&cloud, &before, "without its room").await;
-    assert_custody(&cloud, "without its room").await;
-    // What was reported stays reported, and needs no room.
-    let report = respond(&cloud.restarted(), None).await;
-    assert!(report.is_whole() && report.reported.is_some(), "{report:#?}");
-    assert_eq!(stacks(&cloud), 1);
-}
-
-/// The room, as `status` tells of it.
-async fn standing(cloud: &FakeCloud) -> Option<Standing> {
-    let run = run(cloud, Policy::default(), None).await;
-    status::status(&run, &case()).await.expect("the case is there").room
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_standing_room_is_told_with_its_cost_until_it_is_torn_down() {
-    let cloud = FakeCloud::new(world());
-    respond(&cloud, None).await;
-    let room = standing(&cloud).await.expect("a room");
-    let built = cloud.with(|w| w.built.values().next().expect("a stack").clone());
-    assert_eq!((&room.stack, &room.instance), (&built.stack.name, &built.instance));
-    assert_eq!((room.state.as_deref(), room.since), (Some("running"), built.stack.created));
-    // m6i.4xlarge, four endpoints, 608 + 83 GiB of gp3, and 73 MiB/s for each of three volumes.
-    let expected = 0.768 + 0.04 + (691.0 * 0.08 + 3.0 * 73.0 * 0.04) / 730.0;
-    assert!((room.dollars_an_hour - expected).abs() < 0.0005, "{room}, not {expected}");
-    // It has ended itself, and costs less.
-    tokio::time::sleep(Duration::from_secs(5400)).await;
-    let off = standing(&cloud).await.expect("a room that is off");
-    assert_eq!(off.state.as_deref(), Some("stopped"));
-    assert!((off.dollars_an_hour - expected + 0.768).abs() < 0.0005, "{off}");
-    tear_down(&cloud).await;
-    assert_eq!(standing(&cloud).await, None);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stack_of_which_nothing_stands_costs_nothing() {
-    let cloud = FakeCloud::new(small());
-    cloud.with(|w| w.room.fails = Some(("Role".to_owned(), "no rights".to_owned())));
-    respond(&cloud, None).await;
-    let room = standing(&cloud).await.expect("a stack");
-    assert_eq!((room.stands, room.dollars_an_hour), (false, 0.0));
-    assert!(room.to_string().ends_with("ROLLBACK_COMPLETE: nothing of it stands"), "{room}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_case_is_not_closed_while_its_room_stands() {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    let close = async |cloud: &FakeCloud| {
-        let run = run(cloud, Policy::default(), None).await;
-        close::close(&run, &case(), Some("done")).await
-    };
-    let before = cloud.calls().len() as u64;
-    let error = close(&cloud).await.expect_err("its room stands").to_string();
-    let advice = format!("cleanroom teardown {}", case());
-    assert!(error.contains("USD an hour") && error.contains(&advice), "{error}");
-    assert_eq!(changes_since(&cloud, before), Vec::<String>::new());
-    tear_down(&cloud).await;
-    close(&cloud).await.expect("it closes");
-    assert_custody(&cloud, "closed").await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_case_is_closed_though_nobody_can_say_whether_its_room_stands() {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    cloud.fault(
-        Fault::Refuse(ErrorKind::Denied),
-        At::Matching("cloudformation:DescribeStacks".to_owned(), 1),
-    );
-    let run = run(&cloud, Policy::default(), None).await;
-    let text = close::close(&run, &case(), Some("done")).await.expect("it closes");
-    assert!(text.contains("Whether a clean room stands could not be read"), "{text}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_failed_stack_is_torn_down_too() {
-    let cloud = FakeCloud::new(small());
-    cloud.with(|w| w.room.fails = Some(("Role".to_owned(), "no rights".to_owned())));
-    respond(&cloud, None).await;
-    let torn = tear_down(&cloud).await;
-    assert!(torn.whole && cloud.with(|w| w.built.is_empty()), "{torn:#?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_rescan_in_a_standing_room_has_what_new_rules_find_and_makes_no_other_room() {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    let first = ledger(&cloud).await.reports;
-    let rescanned = rescan(&cloud, &["webshells.yar", "miners.yar"]).await;
-    assert!(rescanned.is_whole(), "{rescanned:#?}");
-    let reported = rescanned.reported.expect("a report");
-    assert_eq!(reported.summary.findings.get(Severity::High), 2);
-    assert_eq!((stacks(&cloud), orders(&cloud)), (1, 2));
-    let all = ledger(&cloud).await.reports;
-    assert_eq!(all.len(), 2);
-    for (scan, examined) in &first {
-        assert_eq!(&all[scan], examined, "what was examined before stays");
-    }
-    let told = told(&cloud);
-    assert_eq!(told.iter().filter(|t| t.ends_with(" reported")).count(), 2, "{told:?}");
-    assert_custody(&cloud, "two scans").await;
-    // The rules are under their digests, and are not stored twice.
-    let kept = cloud.with(|w| w.bucket.keys("rules/"));
-    assert_eq!(kept.len(), 2, "{kept:?}");
-    rescan(&cloud, &["webshells.yar"]).await;
-    assert_eq!(cloud.with(|w| w.bucket.keys("rules/")), kept);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_rescan_without_a_room_makes_one_and_one_of_an_idle_room_makes_another() {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    tear_down(&cloud).await;
-    assert!(rescan(&cloud, &["a.yar"]).await.is_whole());
-    assert_eq!(stacks(&cloud), 2);
-    // An hour and a half without an order: the room has ended itself, and is never started again.
-    tokio::time::sleep(Duration::from_secs(5400)).await;
-    let old = cloud.with(|w| w.built.values().next().expect("a stack").stack.id.clone());
-    assert!(rescan(&cloud, &["b.yar"]).await.is_whole());
-    let new = cloud.with(|w| w.built.values().next().expect("a stack").stack.id.clone());
-    assert_ne!(old, new);
-    assert_eq!((stacks(&cloud), orders(&cloud)), (3, 3));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_rescan_that_was_cut_short_goes_on_with_its_own_order() {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    cloud.fault(
-        Fault::DieAfter,
-        At::Matching("s3:PutObject cases/i-0123456789abcdef0-1/orders".to_owned(), 1),
-    );
-    tokio::select! {
-        ended = rescan(&cloud, &["a.yar"]) => panic!("it lives: {ended:?}"),
-        () = cloud.died() => {}
-    }
-    let cloud = cloud.restarted();
-    assert!(rescan(&cloud, &["a.yar"]).await.is_whole());
-    assert_eq!(orders(&cloud), 2, "one for the response, one for the rescan");
-    assert_custody(&cloud, "cut short").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -525,111 +407,6 @@ async fn a_bundle_that_was_tampered_with_does_not_arrive() {
     assert!(fetch::fetch(&run, &none, None, Some(folder.path())).await.is_err());
 }
 
-/// Puts a bundle into the bucket that is whole by its own sums, and that nobody has read back.
-fn plant(cloud: &FakeCloud, like: &ScanId) -> ScanId {
-    let planted: ScanId = "29991231T235959Z-0123abcd".parse().expect("a scan id");
-    let (from, to) = (bundle_prefix(&case(), like), bundle_prefix(&case(), &planted));
-    cloud.with(|w| {
-        for key in w.bucket.keys(&from) {
-            let bytes = w.bucket.newest(&key).expect("an object").to_vec();
-            w.bucket.overwrite(&key.replace(&from, &to), bytes);
-        }
-    });
-    planted
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_bundle_that_nobody_read_back_is_shown_only_where_it_is_named() {
-    let cloud = FakeCloud::new(small());
-    let logged = respond(&cloud, None).await.reported.expect("a report").scan;
-    let planted = plant(&cloud, &logged);
-    assert!(planted > logged, "it says that it is newer");
-    let run = run(&cloud, Policy::default(), None).await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| folder.path().join(name);
-    let (scan, _, vouched) = fetch::report(&run, &case(), None).await.expect("it is there");
-    assert_eq!((&scan, vouched), (&logged, true));
-    let fetched = fetch::fetch(&run, &case(), None, Some(&at("newest"))).await.expect("it comes");
-    assert_eq!((&fetched.scan, fetched.logged), (&logged, true));
-    let (_, _, vouched) = fetch::report(&run, &case(), Some(&planted)).await.expect("it is there");
-    assert!(!vouched);
-    let named = fetch::fetch(&run, &case(), Some(&planted), Some(&at("named"))).await;
-    assert!(!named.expect("it comes").logged);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_case_without_a_report_has_no_newest_bundle_whatever_lies_there() {
-    let other = FakeCloud::new(small());
-    let like = respond(&other, None).await.reported.expect("a report").scan;
-    let cloud = FakeCloud::new(small());
-    cloud.with(|w| w.room.ends = RoomEnds::FallsSilent(2));
-    respond(&cloud, None).await;
-    let prefix = bundle_prefix(&case(), &like);
-    let files = other.with(|w| {
-        let keys = w.bucket.keys(&prefix).into_iter();
-        keys.map(|key| (key.clone(), w.bucket.newest(&key).expect("it").to_vec()))
-            .collect::<Vec<_>>()
-    });
-    let run = run(&cloud, Policy::default(), None).await;
-    let error = fetch::report(&run, &case(), None).await.expect_err("there is none");
-    assert!(error.to_string().ends_with("status shows how it stands"), "{error}");
-    cloud.with(|w| files.into_iter().for_each(|(key, bytes)| w.bucket.overwrite(&key, bytes)));
-    let folder = tempfile::tempdir().expect("a folder");
-    let out = folder.path().join("bundle");
-    for error in [
-        fetch::report(&run, &case(), None).await.map(drop).expect_err("none was read back"),
-        fetch::fetch(&run, &case(), None, Some(&out)).await.map(drop).expect_err("the same"),
-    ] {
-        assert!(matches!(error, FetchError::None { .. }), "{error}");
-        assert!(error.to_string().contains(like.as_str()), "{error}");
-    }
-    assert!(!out.exists(), "nothing of it came");
-    let (_, _, vouched) = fetch::report(&run, &case(), Some(&like)).await.expect("it is there");
-    assert!(!vouched);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_bundle_that_was_written_over_with_other_sums_is_not_the_one_in_the_log() {
-    let cloud = FakeCloud::new(small());
-    let scan = respond(&cloud, None).await.reported.expect("a report").scan;
-    let key = |name: &str| format!("{}{name}", bundle_prefix(&case(), &scan));
-    let sums = cloud.with(|w| w.bucket.newest(&key("SHA256SUMS")).expect("it").to_vec());
-    let run = run(&cloud, Policy::default(), None).await;
-    let folder = tempfile::tempdir().expect("a folder");
-    // Whole by its own word: the findings are others, and the sums say so.
-    cloud.with(|w| {
-        let findings = w.bucket.newest(&key("findings.jsonl")).expect("it").to_vec();
-        let list = String::from_utf8(sums.clone()).expect("text");
-        let list =
-            list.replace(&digest(&findings).to_string(), &digest(b"{}").to_string()).into_bytes();
-        w.bucket.overwrite(&key("findings.jsonl"), b"{}".to_vec());
-        w.bucket.overwrite(&key("SHA256SUMS"), list);
-    });
-    let assert_altered = |error: FetchError| {
-        assert!(matches!(error, FetchError::Altered { .. }), "{error}");
-        assert!(error.to_string().contains("CloudTrail"), "{error}");
-    };
-    for scan in [None, Some(&scan)] {
-        assert_altered(fetch::report(&run, &case(), scan).await.map(drop).expect_err("another"));
-        let out = folder.path().join("other");
-        let fetched = fetch::fetch(&run, &case(), scan, Some(&out)).await;
-        assert_altered(fetched.map(drop).expect_err("another"));
-        assert!(!out.exists(), "nothing of it came");
-    }
-    cloud.with(|w| w.bucket.delete(&key("SHA256SUMS")));
-    assert_altered(fetch::report(&run, &case(), None).await.map(drop).expect_err("gone"));
-    // With the sums that were logged, a file that is another is told all the same; and a signature that came later is not
-    // taken for the bundle's own.
-    cloud.with(|w| {
-        w.bucket.overwrite(&key("SHA256SUMS"), sums);
-        w.bucket.overwrite(&key("SHA256SUMS.sig"), b"mine".to_vec());
-    });
-    let out = folder.path().join("other");
-    let fetched = fetch::fetch(&run, &case(), None, Some(&out)).await;
-    assert_altered(fetched.map(drop).expect_err("the findings are others"));
-    assert!(!out.join("SHA256SUMS.sig").exists());
-}
-
 #[tokio::test(start_paused = true)]
 async fn steps_that_stop_before_the_room_make_none() {
     for steps in [
@@ -643,67 +420,4 @@ async fn steps_that_stop_before_the_room_make_none() {
         assert!(report.is_whole() && report.reported.is_none(), "{report:#?}");
         assert_eq!((stacks(&cloud), orders(&cloud)), (0, 0));
     }
-}
-
-/// Breaks a run at one call in one way, runs again until a run ends, and judges.
-async fn broken(fault: Fault, n: u64) {
-    let before = small();
-    let cloud = FakeCloud::new(before.clone());
-    let spool = tempfile::tempdir().expect("a folder for the spool");
-    cloud.fault(fault, At::Call(n));
-    let mut process = cloud.clone();
-    let mut ended = None;
-    for _ in 0..3 {
-        ended = respond_or_die(&process, Some(spool.path())).await;
-        if ended.as_ref().is_some_and(Report::is_whole) {
-            break;
-        }
-        process = process.restarted();
-    }
-    let call = cloud.calls().into_iter().find(|call| call.n == n);
-    let what = format!("{fault:?} at call {n}, {}", call.map(|c| c.text()).unwrap_or_default());
-    let report = ended.unwrap_or_else(|| panic!("{what}: three runs did not end it"));
-    assert!(report.is_whole() && report.reported.is_some(), "{what}: {report:#?}");
-    assert_eq!(stacks(&cloud), 1, "{what}: one room");
-    let reports = ledger(&process).await.reports;
-    assert_eq!(reports.len(), 1, "{what}: {reports:#?}");
-    assert_contained(&process, &before, &what).await;
-    assert_custody(&process, &what).await;
-}
-
-/// The calls of a run without faults from the first look at the orders on, and whether each changes something.
-async fn calls_of_the_room() -> Vec<(u64, bool)> {
-    let cloud = FakeCloud::new(small());
-    respond(&cloud, None).await;
-    let calls = cloud.calls().into_iter().skip_while(|c| !c.resource.contains("/orders/"));
-    calls.map(|call| (call.n, call.mutates)).collect()
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_room_broken_at_any_call_reports_once_all_the_same() {
-    let calls = calls_of_the_room().await;
-    assert!(calls.len() > 20, "{calls:?}");
-    for (n, mutates) in calls {
-        broken(Fault::DieBefore, n).await;
-        broken(Fault::Refuse(ErrorKind::Throttled), n).await;
-        // What only looks is the same whether it dies before or after.
-        if mutates {
-            broken(Fault::DieAfter, n).await;
-            broken(Fault::LoseAnswer, n).await;
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn two_runs_at_once_share_one_room() {
-    let cloud = FakeCloud::new(small());
-    cloud.set_latency(Duration::from_millis(50));
-    let other =
-        cloud.as_caller("arn:aws:sts::123456789012:assumed-role/cleanroom-controller/other");
-    let (one, two) = tokio::join!(respond(&cloud, None), respond(&other, None));
-    assert!(one.reported.is_some() && two.reported.is_some(), "{one:#?} {two:#?}");
-    assert_eq!(stacks(&cloud), 1);
-    let scans: Vec<ScanId> = ledger(&cloud).await.reports.into_keys().collect();
-    assert!((1..=2).contains(&scans.len()), "{scans:?}");
-    assert_custody(&cloud, "two at once").await;
 }

@@ -77,9 +77,9 @@ pub enum RoomNews {
     },
     /// The volumes that came, those that never did, and disks that nobody expected.
     Attached {
-        /// By the volumes' own ids.
+        /// By the ids of the instance's volumes, as the order has them ([`crate::OrderedVolume::source`]).
         found: Vec<VolumeId>,
-        /// Those that did not come in time.
+        /// Those that did not come in time, by the same ids.
         missing: Vec<VolumeId>,
         /// Serial numbers, printable.
         unexpected: Vec<String>,

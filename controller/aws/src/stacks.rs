@@ -6,7 +6,9 @@
 use aws_sdk_cloudformation::types::{
     Capability, Parameter, Stack as DescribedStack, StackEvent as DescribedEvent, StackStatus, Tag,
 };
-use cleanroom_cloud::{Change, ErrorKind, Made, Result, Stack, StackEvent, StackState};
+use cleanroom_cloud::{
+    Change, ErrorKind, Made, Result, STACK_MINUTES, Stack, StackEvent, StackState,
+};
 use cleanroom_contract::{Sha256, Timestamp};
 use sha2::Digest as _;
 
@@ -19,9 +21,6 @@ use crate::{
 
 /// The largest template that a call takes (CloudFormation user guide, "quotas").
 const MOST_TEMPLATE: usize = 51_200;
-
-/// The minutes within which a stack must be made, before CloudFormation takes it back.
-const MOST_MINUTES: i32 = 45;
 
 /// Whether an error says that there is no such stack: CloudFormation has no code of its own for this.
 fn is_gone(error: &cleanroom_cloud::CloudError) -> bool {
@@ -133,7 +132,7 @@ async fn create(clients: &Clients, change: &Change) -> Result<Made> {
     let call =
         call.stack_name(name).template_body(body).capabilities(Capability::CapabilityNamedIam);
     let call = call.set_parameters(Some(parameters.collect())).set_tags(Some(tags.collect()));
-    let call = call.set_role_arn(role.clone()).timeout_in_minutes(MOST_MINUTES);
+    let call = call.set_role_arn(role.clone()).timeout_in_minutes(STACK_MINUTES.into());
     let answer = call.client_request_token(token).send().await;
     let answer = answer.map_err(|e| fail(OPERATION, name, e))?;
     Ok(Made::Stack(answer.stack_id.ok_or_else(|| bad_answer(OPERATION, name, "StackId"))?))
@@ -202,6 +201,7 @@ mod tests {
             "ParameterKey=Case",
             "RoleARN=arn%3Aaws%3Aiam",
             "ClientRequestToken=cleanroom-create-0",
+            "TimeoutInMinutes=90",
             "CAPABILITY_NAMED_IAM",
             "cleanroom%3Acase",
         ] {

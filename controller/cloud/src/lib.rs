@@ -42,7 +42,7 @@ pub use network::{
 pub use outside::{Fetched, Notice, Notices, ObjectVersion, Put, Store};
 pub use posture::{BucketPosture, Permission, Posture, Quota, Retention, TrailPosture};
 pub use snapshot::{Image, PublicImage, Snapshot, SnapshotState, Volume};
-pub use stack::{Stack, StackEvent, StackState, first_failure};
+pub use stack::{STACK_MINUTES, Stack, StackEvent, StackState, first_failure, own_failures};
 
 /// Everything that a step may talk to.
 #[derive(Clone)]

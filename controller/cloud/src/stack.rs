@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use cleanroom_contract::Timestamp;
 use serde::{Deserialize, Serialize};
 
+/// The minutes within which a stack must be made, before CloudFormation takes it back: twenty for the room to signal, 45 for the
+/// evidence, and what its network and the attaching of 24 volumes take.
+pub const STACK_MINUTES: u16 = 90;
+
 /// How far a stack is (CloudFormation `StackStatus`), as much as a step may decide by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -61,17 +65,28 @@ pub struct StackEvent {
     pub reason: Option<String>,
 }
 
-/// Why a stack failed: the first resource that did, by its own reason. What was cancelled for it failed only after.
-#[must_use]
-pub fn first_failure<'e>(stack: &str, events: &'e [StackEvent]) -> Option<&'e StackEvent> {
-    let failed = |e: &&StackEvent| e.status.ends_with("_FAILED");
-    let cancelled = |e: &&StackEvent| {
+fn is_failure(event: &StackEvent) -> bool {
+    event.status.ends_with("_FAILED")
+}
+
+/// Resources of a stack that failed by themselves, the first one first. What was cancelled for them failed only after.
+pub fn own_failures<'e>(
+    stack: &str,
+    events: &'e [StackEvent],
+) -> impl Iterator<Item = &'e StackEvent> {
+    let cancelled = |e: &StackEvent| {
         e.reason.as_deref().is_some_and(|why| why.to_ascii_lowercase().contains("cancelled"))
     };
-    let of_a_resource =
-        |e: &&StackEvent| e.resource != stack && e.kind != "AWS::CloudFormation::Stack";
-    let first = events.iter().filter(failed).filter(of_a_resource).find(|e| !cancelled(e));
-    first.or_else(|| events.iter().find(failed))
+    events.iter().filter(move |e| {
+        let of_a_resource = e.resource != stack && e.kind != "AWS::CloudFormation::Stack";
+        is_failure(e) && of_a_resource && !cancelled(e)
+    })
+}
+
+/// Why a stack failed: the first resource that did, by its own reason.
+#[must_use]
+pub fn first_failure<'e>(stack: &str, events: &'e [StackEvent]) -> Option<&'e StackEvent> {
+    own_failures(stack, events).next().or_else(|| events.iter().find(|e| is_failure(e)))
 }
 
 #[cfg(test)]

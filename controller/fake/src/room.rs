@@ -67,6 +67,10 @@ pub struct RoomScript {
     pub ends: RoomEnds,
     /// How many volumes never attach.
     pub missing: usize,
+    /// Volumes whose copies EC2 refuses to attach, and what it says.
+    pub refuses: BTreeMap<VolumeId, String>,
+    /// What is left of the Region's quota of initialization rates, in MiB a second.
+    pub rates: u64,
     /// The published file whose bytes are not those that the sums name.
     pub spoilt: Option<String>,
 }
@@ -80,6 +84,8 @@ impl Default for RoomScript {
             pace: Duration::from_secs(20),
             ends: RoomEnds::Publishes,
             missing: 0,
+            refuses: BTreeMap::new(),
+            rates: 5_000,
             spoilt: None,
         }
     }
@@ -219,26 +225,23 @@ impl World {
             return;
         };
         match state {
-            StackState::Creating => match self.room.fails.clone() {
-                Some((resource, why)) => {
-                    self.note_stack(
-                        &name,
-                        "Room",
-                        "CREATE_FAILED",
-                        Some("Resource creation cancelled"),
+            StackState::Creating => match self.failures(&name) {
+                failed if failed.is_empty() => self.finish_stack(&name),
+                failed => {
+                    let cancelled = Some("Resource creation cancelled");
+                    self.note_stack(&name, "Room", "CREATE_FAILED", cancelled);
+                    for (resource, why) in &failed {
+                        self.note_stack(&name, resource, "CREATE_FAILED", Some(why));
+                    }
+                    let resources: Vec<_> = failed.iter().map(|(r, _)| r.as_str()).collect();
+                    let all = format!(
+                        "The following resource(s) failed to create: [Room, {}].",
+                        resources.join(", ")
                     );
-                    self.note_stack(&name, &resource, "CREATE_FAILED", Some(&why));
-                    let all =
-                        format!("The following resource(s) failed to create: [Room, {resource}].");
-                    self.set_stack(
-                        &name,
-                        StackState::RollingBack,
-                        "ROLLBACK_IN_PROGRESS",
-                        Some(&all),
-                    );
+                    let (state, status) = (StackState::RollingBack, "ROLLBACK_IN_PROGRESS");
+                    self.set_stack(&name, state, status, Some(&all));
                     self.after(self.room.deletion, Later::Stack(id.to_owned()));
                 }
-                None => self.finish_stack(&name),
             },
             StackState::RollingBack => {
                 self.set_stack(&name, StackState::Failed, "ROLLBACK_COMPLETE", None);
@@ -248,21 +251,44 @@ impl World {
         }
     }
 
+    /// The volumes that a stack's parameters name, by their numbers. A copied snapshot does not tell its volume: the order does.
+    fn named_volumes(&self, parameters: &BTreeMap<String, String>) -> Vec<(usize, VolumeId)> {
+        let order = parameters.get("OrderKey").and_then(|key| self.bucket.newest(key));
+        let order = order.and_then(|bytes| serde_json::from_slice::<WorkOrder>(bytes).ok());
+        let ordered = order.map(|order| order.volumes).unwrap_or_default();
+        let named = (1..=24).filter_map(|n| {
+            let given = parameters.get(&format!("Snapshot{n:02}"))?;
+            let volume = ordered.iter().find(|v| v.snapshot.as_str() == given)?;
+            Some((n, volume.source.clone()))
+        });
+        named.collect()
+    }
+
+    /// Resources of a stack that fail, and why.
+    fn failures(&self, name: &str) -> Vec<(String, String)> {
+        if let Some(failure) = &self.room.fails {
+            return vec![failure.clone()];
+        }
+        let Some(built) = self.built.get(name) else { return Vec::new() };
+        let parameters = &built.stack.parameters;
+        let volumes = self.named_volumes(parameters);
+        let rate = parameters.get("InitializationRate").and_then(|r| r.parse::<u64>().ok());
+        if rate.unwrap_or(0) * volumes.len() as u64 > self.room.rates {
+            let why = "You have exceeded your volume initialization rate quota. (Status Code: 400)";
+            return vec![("Volume01".to_owned(), why.to_owned())];
+        }
+        let refused = |(n, source): &(usize, VolumeId)| {
+            let why = self.room.refuses.get(source)?;
+            Some((format!("Attachment{n:02}"), why.clone()))
+        };
+        volumes.iter().filter_map(refused).collect()
+    }
+
     fn finish_stack(&mut self, name: &str) {
         let Some(built) = self.built.get(name) else { return };
         let parameters = built.stack.parameters.clone();
-        // A copied snapshot does not tell its volume: the order does.
         let key = parameters.get("OrderKey").cloned().unwrap_or_default();
-        let order =
-            self.bucket.newest(&key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
-        let ordered = order.map(|order| order.volumes).unwrap_or_default();
-        let snapshots: Vec<_> = (1..=24)
-            .filter_map(|n| {
-                let given = parameters.get(&format!("Snapshot{n:02}"))?;
-                let volume = ordered.iter().find(|v| v.snapshot.as_str() == given)?;
-                Some((n, volume.source.clone()))
-            })
-            .collect();
+        let snapshots = self.named_volumes(&parameters);
         let Ok(instance) = self.name("i-").parse::<InstanceId>() else { return };
         let Ok(root) = self.name("vol-").parse::<VolumeId>() else { return };
         let mut described = plain_instance(&instance, root);
@@ -365,10 +391,12 @@ impl World {
     /// The news of this number, and whether it is the last.
     fn news(&mut self, name: &str, order: &WorkOrder, seq: u64) -> Option<(RoomNews, bool)> {
         let volumes = self.built.get(name)?.volumes.clone();
-        let copies: Vec<_> =
-            order.volumes.iter().filter_map(|v| volumes.get(&v.source).cloned()).collect();
-        let there = copies.len().saturating_sub(self.room.missing);
-        let (found, missing) = copies.split_at(there);
+        let sources: Vec<_> = order.volumes.iter().map(|v| v.source.clone()).collect();
+        let (here, absent): (Vec<_>, Vec<_>) =
+            sources.into_iter().partition(|source| volumes.contains_key(source));
+        let there = here.len().saturating_sub(self.room.missing);
+        let (found, late) = here.split_at(there);
+        let missing = [late, absent.as_slice()].concat();
         let summary = summary(order);
         Some(match seq {
             1 => {
@@ -376,7 +404,7 @@ impl World {
                 (RoomNews::Started { agent, agent_sha256: None, attempt: 1 }, false)
             }
             2 => {
-                let (found, missing) = (found.to_vec(), missing.to_vec());
+                let found = found.to_vec();
                 (RoomNews::Attached { found, missing, unexpected: Vec::new() }, false)
             }
             3 => {
@@ -398,25 +426,31 @@ impl World {
                     (RoomNews::Sealed { sums, summary: Box::new(summary) }, false)
                 }
             },
-            5 => (RoomNews::Published { files: self.publish_bundle(order) }, true),
+            5 => match self.publish_bundle(order) {
+                Ok(files) => (RoomNews::Published { files }, true),
+                Err(reason) => (RoomNews::Failed { reason }, true),
+            },
             _ => return None,
         })
     }
 
-    /// Puts the bundle into the bucket, its sums last.
-    fn publish_bundle(&mut self, order: &WorkOrder) -> Vec<PublishedFile> {
+    /// Puts the bundle into the bucket, its sums last. What somebody else has put there is never written over.
+    fn publish_bundle(&mut self, order: &WorkOrder) -> Result<Vec<PublishedFile>, String> {
         let mut files = bundle(order);
         files.push(("SHA256SUMS".to_owned(), sums(&files).into_bytes()));
         let prefix = bundle_prefix(&order.case, &order.scan);
         let mut published = Vec::new();
         for (name, bytes) in files {
             let key = format!("{prefix}{name}");
+            if self.bucket.newest(&key).is_some_and(|there| there != bytes.as_slice()) {
+                return Err(format!("{key} is there already, and is another"));
+            }
             let (size, sha256) = (bytes.len() as u64, digest(&bytes));
             published.push(PublishedFile { key: key.clone(), size, sha256 });
             let spoilt = self.room.spoilt.as_deref() == Some(name.as_str());
             self.bucket.overwrite(&key, if spoilt { vec![b'x'; bytes.len()] } else { bytes });
         }
-        published
+        Ok(published)
     }
 
     /// Another order is taken up; without one for long enough the room ends itself.

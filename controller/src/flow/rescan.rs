@@ -5,7 +5,10 @@
 use cleanroom_contract::{CaseId, ScanId};
 use serde::Serialize;
 
-use super::{FlowError, Reported, find, investigate};
+use super::{
+    FlowError, Reported, find,
+    investigate::{self, Pending, Which},
+};
 use crate::{
     case::{Case, Run, Shortfall, lock},
     steps::clean_room::order::{self, Ordered},
@@ -41,21 +44,19 @@ impl Rescanned {
 /// When there is no such case, or its log can not be read.
 pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
     let (case, _, _) = find::open(run, id).await?;
-    let ordered = match under_way(&case).await {
-        Some(ordered) => {
-            case.note(format!(
-                "scan {} is under way with the same files: it is joined",
-                ordered.order.scan
-            ));
-            order::log(&case, &ordered).await;
-            Some(ordered)
+    let (scan, reported) = match under_way(&case).await {
+        Some((ordered, how)) => {
+            let scan = ordered.order.scan.clone();
+            case.note(format!("scan {scan} is under way with the same files: it is joined"));
+            (Some(scan), investigate::carry_on(&case, ordered, how).await)
         }
-        None => investigate::place(&case).await,
-    };
-    let scan = ordered.as_ref().map(|ordered| ordered.order.scan.clone());
-    let reported = match ordered {
-        Some(ordered) => investigate::examine(&case, ordered).await,
-        None => None,
+        None => match investigate::place(&case, Which::All).await {
+            Some(ordered) => {
+                let scan = ordered.order.scan.clone();
+                (Some(scan), investigate::examine(&case, ordered).await)
+            }
+            None => (None, None),
+        },
     };
     case.journal.catch_up().await;
     let shortfalls = lock(&case.shortfalls).clone();
@@ -63,15 +64,17 @@ pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
     Ok(Rescanned { case: id.clone(), scan, reported, shortfalls, notes })
 }
 
-/// The newest order, where it asks for the same files and nothing has come of it yet.
-async fn under_way(case: &Case) -> Option<Ordered> {
+/// The newest order, where it asks for the same files and something may still come of it.
+async fn under_way(case: &Case) -> Option<(Ordered, Pending)> {
     let ordered = order::newest(&*case.store, &case.scene.case).await.ok().flatten()?;
     let (room, order) = (&case.scene.policy.room, &ordered.order);
     let same = order::asks_for(&order.rules, &room.rules)
         && order::asks_for(&order.indicators, &room.indicators);
-    let reported = case.journal.ledger().await.reports.contains_key(&order.scan);
-    if !same || reported || investigate::has_failed(case, &order.scan).await {
+    if !same || case.journal.ledger().await.reports.contains_key(&order.scan) {
         return None;
     }
-    Some(ordered)
+    match investigate::pending(case, &ordered).await {
+        Pending::Over => None,
+        how => Some((ordered, how)),
+    }
 }

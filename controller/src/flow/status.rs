@@ -75,6 +75,8 @@ pub struct Scan {
     pub scan: ScanId,
     /// Whether its bundle was read back and is in the log.
     pub reported: bool,
+    /// Why its bundle is not relied on; none where nobody has said so.
+    pub refused: Option<String>,
     /// What its room told last, and when by the room's clock; none where it has told nothing.
     pub told: Option<(Timestamp, String)>,
 }
@@ -84,12 +86,13 @@ async fn scan(case: &Case, ledger: &Ledger) -> Result<Option<Scan>, String> {
     let Some(scan) = ledger.orders.keys().next_back().cloned() else { return Ok(None) };
     if let Some(examined) = ledger.reports.get(&scan) {
         let told = (examined.at, investigate::counted(&examined.summary));
-        return Ok(Some(Scan { scan, reported: true, told: Some(told) }));
+        return Ok(Some(Scan { scan, reported: true, refused: None, told: Some(told) }));
     }
+    let refused = ledger.refused.get(&scan).cloned();
     let newest = watch::newest(&*case.store, (&case.scene.case, &scan)).await;
     let newest = newest.map_err(|error| error.to_string())?;
     let told = newest.map(|event| (event.at, watch::words(&event.news)));
-    Ok(Some(Scan { scan, reported: false, told }))
+    Ok(Some(Scan { scan, reported: false, refused, told }))
 }
 
 /// What keeps an instance contained: looked at again.

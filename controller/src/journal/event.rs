@@ -86,9 +86,11 @@ pub enum Body {
         scan: ScanId,
         exhibits: Vec<Exhibit>,
         summary: Box<Summary>,
-        /// Volumes of the instance that the room never saw.
+        /// Volumes that this scan was to examine and did not, and those that no scan of the case has examined.
         missing: Vec<VolumeId>,
     },
+    /// A clean room's bundle was read back, and is not what it says of itself: nothing of it is relied on. The scan is over.
+    Refused { scan: ScanId, why: String },
     /// A clean room was taken down; what it leaves.
     TornDown { stack: String, left: Vec<String> },
     /// A person's word about something outside the steps: `revoke --principal`, `recover`.

@@ -21,7 +21,7 @@ pub struct Examined {
     pub exhibits: Vec<Exhibit>,
     /// What came of it.
     pub summary: Summary,
-    /// Volumes of the instance that the room never saw.
+    /// Volumes that it was to examine and did not, and those that no scan had examined by then.
     pub missing: Vec<VolumeId>,
 }
 
@@ -68,6 +68,8 @@ pub struct Ledger {
     pub orders: BTreeMap<ScanId, Exhibit>,
     /// Scans whose bundles were read back.
     pub reports: BTreeMap<ScanId, Examined>,
+    /// Scans whose bundles are not relied on, and why.
+    pub refused: BTreeMap<ScanId, String>,
     /// When it was released.
     pub released_at: Option<Timestamp>,
     /// When it ended.
@@ -96,6 +98,12 @@ impl Ledger {
         };
         let done = |change: &&Change| was(change, false) || !was(change, true);
         self.intended.iter().filter(done).cloned().collect()
+    }
+
+    /// Whether nothing more comes of a scan: its bundle was read back, and relied on or not.
+    #[must_use]
+    pub fn is_over(&self, scan: &ScanId) -> bool {
+        self.reports.contains_key(scan) || self.refused.contains_key(scan)
     }
 
     fn take_entry(&mut self, at: Timestamp, late: bool, body: &Body) {
@@ -164,6 +172,9 @@ impl Ledger {
                     summary,
                     missing,
                 });
+            }
+            Body::Refused { scan, why } => {
+                self.refused.entry(scan.clone()).or_insert_with(|| why.clone());
             }
             Body::TornDown { .. } => {}
             Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),

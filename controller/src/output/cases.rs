@@ -77,9 +77,10 @@ fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
     let mut lines = String::new();
     let mut line = |name: &str, text: &str| lines.push_str(&field(name, &printable(text), width));
     if let Some(scan) = &status.scan {
-        let told = match &scan.told {
-            Some((at, what)) => format!("{what} ({})", time(*at)),
-            None => "ordered; its room has told nothing yet".to_owned(),
+        let told = match (&scan.refused, &scan.told) {
+            (Some(why), _) => format!("its bundle is not relied on: {why}"),
+            (None, Some((at, what))) => format!("{what} ({})", time(*at)),
+            (None, None) => "ordered; its room has told nothing yet".to_owned(),
         };
         let name = if scan.reported { "report" } else { "scan" };
         line(name, &format!("{}: {told}", scan.scan));

@@ -6,19 +6,25 @@
 pub mod artifacts;
 pub mod bundle;
 pub mod order;
+pub mod retry;
 pub mod size;
 pub mod watch;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
-    Change, ErrorKind, ImageId, InstanceState, Result, SnapshotState, Stack, StackEvent,
-    StackState, first_failure,
+    Change, ErrorKind, ImageId, InstanceState, Result, STACK_MINUTES, SnapshotState, Stack,
+    StackEvent, StackState, first_failure,
 };
-use cleanroom_contract::{CaseId, InstanceId, OrderedFile, Sha256, WorkOrder, printable};
+use cleanroom_contract::{
+    CaseId, InstanceId, OrderedFile, Sha256, SnapshotId, WorkOrder, printable,
+};
 
-use self::size::decide_room;
+use self::{retry::Lessons, size::decide_room};
 use super::snapshot;
 use crate::{
     case::{Assessment, Goal, History, Scene, Shortfall, Step},
@@ -28,8 +34,9 @@ use crate::{
 /// How many volumes a room takes: what is left of 28 attachments beside its root and interface, less some to spare.
 pub const MOST_VOLUMES: usize = 24;
 
-/// How long a stack may take to be made, rolled back or deleted: CloudFormation itself gives up making it a little earlier.
-const MADE_WITHIN: Duration = Duration::from_secs(50 * 60);
+/// How long a stack may take to be made or deleted: CloudFormation itself gives up making it half an hour earlier, and then takes
+/// back what is there.
+const MADE_WITHIN: Duration = Duration::from_secs((STACK_MINUTES as u64 + 30) * 60);
 
 /// The name of a case's stack. CloudFormation takes letters, digits and hyphens only: where a case's name has others, part of
 /// its digest keeps two cases apart.
@@ -94,16 +101,11 @@ impl Goal for Launch {
         let name = stack_name(&scene.case);
         match scene.inventory.find_stack(&name).await? {
             None => create(scene, fittings, history).await,
-            Some(stack)
-                if stack.tags.get("cleanroom:case").map(String::as_str)
-                    != Some(scene.case.as_str()) =>
-            {
-                Ok(short(
-                    format!("the stack {name} is there, and is not this case's"),
-                    "look whose it is; delete or rename it, and run respond again".to_owned(),
-                ))
-            }
-            Some(stack) => there(scene, &stack, history).await,
+            Some(stack) if !is_ours(scene, &stack) => Ok(short(
+                format!("the stack {name} is there, and is not this case's"),
+                "look whose it is; delete or rename it, and run respond again".to_owned(),
+            )),
+            Some(stack) => there(scene, fittings, &stack, history).await,
         }
     }
 }
@@ -113,18 +115,55 @@ fn short(what: String, advice: String) -> Assessment {
     Assessment { short: vec![shortfall], ..Assessment::default() }
 }
 
-fn created_before(history: &History) -> bool {
-    history.applied.iter().any(|change| matches!(change, Change::CreateStack { .. }))
+fn is_ours(scene: &Scene, stack: &Stack) -> bool {
+    stack.tags.get("cleanroom:case").map(String::as_str) == Some(scene.case.as_str())
 }
 
-/// There is no stack: it is created, once a run.
+/// The case's room, where one stands or is being made. What failed, is being deleted or has turned itself off is none.
+///
+/// # Errors
+/// When it can not be looked at.
+pub(crate) async fn standing(scene: &Scene) -> Result<Option<Stack>> {
+    let found = scene.inventory.find_stack(&stack_name(&scene.case)).await?;
+    let Some(stack) = found.filter(|stack| is_ours(scene, stack)) else { return Ok(None) };
+    let stands = match stack.state {
+        StackState::Creating => true,
+        StackState::Created => over(scene, &stack).await?.is_none(),
+        _ => false,
+    };
+    Ok(stands.then_some(stack))
+}
+
+/// The snapshots that a stack's volumes are made from.
+pub(crate) fn copied(stack: &Stack) -> BTreeSet<SnapshotId> {
+    let given = stack.parameters.iter().filter(|(name, _)| name.starts_with("Snapshot"));
+    given.filter_map(|(_, id)| id.parse().ok()).collect()
+}
+
+/// How many stacks this run has made.
+fn created(history: &History) -> usize {
+    history.applied.iter().filter(|c| matches!(c, Change::CreateStack { .. })).count()
+}
+
+fn created_before(history: &History) -> bool {
+    created(history) > 0
+}
+
+/// How long a stack may take to be made, after those that this run has made before it.
+fn made_within(history: &History) -> Duration {
+    MADE_WITHIN * u32::try_from(created(history)).unwrap_or(1).max(1)
+}
+
+/// There is no stack: it is created, and once more where a try has taught something.
 async fn create(scene: &Scene, fittings: &Fittings, history: &History) -> Result<Assessment> {
-    if created_before(history) {
+    let stacks = |c: &&Change| matches!(c, Change::CreateStack { .. } | Change::DeleteStack { .. });
+    if let Some(Change::CreateStack { .. }) = history.applied.iter().rfind(stacks) {
         return Ok(short(
             format!("the clean room {} was deleted while it was awaited", stack_name(&scene.case)),
             "find out by whom (CloudTrail), and run respond again: it makes another".to_owned(),
         ));
     }
+    let lessons = Lessons::of(scene, &history.applied).await?;
     let (snapshots, _) = snapshot::for_a_room(scene).await?;
     let pending: Vec<_> = fittings
         .order
@@ -143,21 +182,21 @@ async fn create(scene: &Scene, fittings: &Fittings, history: &History) -> Result
         ));
     }
     let mut seen = Assessment::default();
-    seen.now.push(creation(scene, fittings));
+    seen.now.push(creation(scene, fittings, &lessons, created(history) + 1));
     Ok(seen)
 }
 
-/// The one call that makes a room.
+/// The one call that makes a room; the `nth` of this run.
 #[must_use]
-pub fn creation(scene: &Scene, fittings: &Fittings) -> Change {
+pub fn creation(scene: &Scene, fittings: &Fittings, lessons: &Lessons, nth: usize) -> Change {
     Change::CreateStack {
         name: stack_name(&scene.case),
         template: fittings.template.key.clone(),
         template_sha256: fittings.template.sha256,
-        parameters: parameters(scene, fittings),
+        parameters: parameters(scene, fittings, lessons),
         tags: scene.tags(),
         role: scene.policy.room.role.clone(),
-        token: token("create", scene),
+        token: token(&format!("create-{nth}"), scene),
     }
 }
 
@@ -172,10 +211,15 @@ fn token(what: &str, scene: &Scene) -> String {
 
 /// The stack's parameters: `cloudformation/clean-room.yaml` says what each is.
 #[must_use]
-pub fn parameters(scene: &Scene, fittings: &Fittings) -> BTreeMap<String, String> {
+pub fn parameters(
+    scene: &Scene,
+    fittings: &Fittings,
+    lessons: &Lessons,
+) -> BTreeMap<String, String> {
     let (room, order) = (&scene.policy.room, &fittings.order);
     let sizes: Vec<_> = order.volumes.iter().map(|volume| volume.gib).collect();
     let size = decide_room(&sizes);
+    let rate = if lessons.as_it_comes { 0 } else { size.initialization_rate };
     let or_none = |value: &Option<String>| value.clone().unwrap_or_default();
     let tools = fittings.tools.as_ref();
     let mut parameters = BTreeMap::from(
@@ -194,7 +238,7 @@ pub fn parameters(scene: &Scene, fittings: &Fittings) -> BTreeMap<String, String
             ("VolumeType", size.volume_type.to_owned()),
             ("Iops", size.iops.to_string()),
             ("Throughput", size.throughput.to_string()),
-            ("InitializationRate", size.initialization_rate.to_string()),
+            ("InitializationRate", rate.to_string()),
             ("RootGib", size.root_gib.to_string()),
             ("KmsKey", or_none(&fittings.key)),
             ("BucketKey", or_none(&fittings.bucket_key)),
@@ -209,14 +253,20 @@ pub fn parameters(scene: &Scene, fittings: &Fittings) -> BTreeMap<String, String
         ]
         .map(|(name, value)| (name.to_owned(), value)),
     );
-    for (n, volume) in order.volumes.iter().take(MOST_VOLUMES).enumerate() {
+    for (n, volume) in lessons.kept(&order.volumes).take(MOST_VOLUMES).enumerate() {
         parameters.insert(format!("Snapshot{:02}", n + 1), volume.snapshot.to_string());
     }
     parameters
 }
 
 /// There is a stack: it is joined, waited for, or deleted where it failed before this run or its room has ended.
-async fn there(scene: &Scene, stack: &Stack, history: &History) -> Result<Assessment> {
+async fn there(
+    scene: &Scene,
+    fittings: &Fittings,
+    stack: &Stack,
+    history: &History,
+) -> Result<Assessment> {
+    let within = made_within(history);
     let mut seen = Assessment::default();
     match stack.state {
         StackState::Creating | StackState::RollingBack => {
@@ -224,10 +274,10 @@ async fn there(scene: &Scene, stack: &Stack, history: &History) -> Result<Assess
             let failing = stack.state == StackState::RollingBack;
             let doing = if failing { "to be rolled back" } else { "to be made" };
             let newest = events.last().map(told).unwrap_or_default();
-            seen.waiting = Some((format!("stack {} {doing}: {newest}", stack.name), MADE_WITHIN));
+            seen.waiting = Some((format!("stack {} {doing}: {newest}", stack.name), within));
         }
         StackState::Deleting => {
-            seen.waiting = Some((format!("stack {} to be deleted", stack.name), MADE_WITHIN));
+            seen.waiting = Some((format!("stack {} to be deleted", stack.name), within));
         }
         StackState::Created => {
             if let Some(over) = over(scene, stack).await? {
@@ -242,10 +292,23 @@ async fn there(scene: &Scene, stack: &Stack, history: &History) -> Result<Assess
             }
         }
         StackState::Failed if !created_before(history) => {
-            // An earlier run has told why.
+            // An earlier run has told why, and a person may have mended it.
             seen.now.push(deletion(scene, stack));
         }
-        StackState::Failed | StackState::DeleteFailed => {
+        StackState::Failed => {
+            let events = scene.inventory.stack_events(&stack.id).await?;
+            let mut lessons = Lessons::of(scene, &history.applied).await?;
+            let other = lessons.learn(&stack.name, &stack.parameters, &events);
+            let some = lessons.kept(&fittings.order.volumes).next().is_some();
+            if !(other && some && created(history) < retry::MOST_TRIES) {
+                return Ok(failed(stack, &events));
+            }
+            if let Some(event) = first_failure(&stack.name, &events) {
+                seen.notes.push(format!("{}: another room is made without that", told(event)));
+            }
+            seen.now.push(deletion(scene, stack));
+        }
+        StackState::DeleteFailed => {
             let events = scene.inventory.stack_events(&stack.id).await?;
             return Ok(failed(stack, &events));
         }
@@ -298,10 +361,12 @@ pub(crate) async fn over(scene: &Scene, stack: &Stack) -> Result<Option<String>>
 }
 
 fn deletion(scene: &Scene, stack: &Stack) -> Change {
+    // Each stack of the name has its own token: one run may delete several.
+    let own = digest(stack.id.as_bytes()).to_string();
     Change::DeleteStack {
         name: stack.name.clone(),
         id: stack.id.clone(),
-        token: token("delete", scene),
+        token: token(&format!("delete-{}", &own[..8]), scene),
     }
 }
 
@@ -323,7 +388,7 @@ impl Goal for Remove {
         let mut seen = Assessment::default();
         let name = stack_name(&scene.case);
         let Some(stack) = scene.inventory.find_stack(&name).await? else { return Ok(seen) };
-        if stack.tags.get("cleanroom:case").map(String::as_str) != Some(scene.case.as_str()) {
+        if !is_ours(scene, &stack) {
             return Ok(short(
                 format!("the stack {name} is not this case's: it is left alone"),
                 "look whose it is".to_owned(),
@@ -351,6 +416,17 @@ impl Goal for Remove {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stack_has_time_for_all_that_its_template_waits_for() {
+        let waits = crate::room::TEMPLATE.split("Timeout: PT").skip(1);
+        let minutes = waits.map(|rest| rest.split('M').next().unwrap_or_default().parse::<u16>());
+        let minutes: Vec<u16> = minutes.collect::<std::result::Result<_, _>>().expect("minutes");
+        assert_eq!(minutes.len(), 2, "the room and the evidence");
+        // What is left is for the network before the one, and for attaching before the other.
+        assert!(minutes.iter().sum::<u16>() + 20 <= STACK_MINUTES, "{minutes:?}");
+        assert!(MADE_WITHIN > Duration::from_secs(u64::from(STACK_MINUTES) * 60));
+    }
 
     #[test]
     fn stacks_have_names_that_cloudformation_takes_and_cases_keep_apart() {

@@ -41,8 +41,8 @@ pub struct Sets {
     pub calls: usize,
 }
 
-/// Sorts a case's snapshots into sets. Volumes of an instance that is ending are taken `apart`, each by a call of its own: then
-/// each volume's earliest good snapshot is the evidence.
+/// Sorts a case's snapshots into sets. Where no one call can take all volumes any more they are taken `apart`: then each volume's
+/// earliest good snapshot is the evidence, unless one set has them all.
 #[must_use]
 pub fn judge(
     snapshots: &[Snapshot],
@@ -77,10 +77,10 @@ pub fn judge(
     };
     let began = |set: &Vec<&Snapshot>| set.iter().map(|s| (s.started, s.id.clone())).min();
     let earliest = calls.values().filter(|set| complete(set)).min_by_key(|set| began(set)).cloned();
-    let mut candidates: Vec<_> = if apart {
-        calls.values().flatten().copied().collect()
-    } else {
-        earliest.unwrap_or_default()
+    let mut candidates: Vec<_> = match earliest {
+        Some(whole) => whole,
+        None if apart => calls.values().flatten().copied().collect(),
+        None => Vec::new(),
     };
     candidates.sort_by_key(|s| (s.started, s.id.clone()));
     for snapshot in candidates {
@@ -101,12 +101,30 @@ pub fn judge(
 
 /// What there is to preserve.
 struct Targets {
-    /// The volumes that the instance had and those it has, as far as they exist.
+    /// The volumes that the instance had, those it has, and those that the case has taken snapshots of. A volume that is gone
+    /// is evidence as long as a snapshot of it is there.
     volumes: BTreeSet<VolumeId>,
+    /// Those that exist.
+    there: BTreeSet<VolumeId>,
+    /// Those that one call takes all at once.
+    attached: BTreeSet<VolumeId>,
     /// Whether no one call can take them all: the instance is ending, or some are no longer attached to it.
     apart: bool,
     /// Whether the instance is ending.
     ending: bool,
+}
+
+impl Targets {
+    /// Volumes that have no good snapshot, by whether one can still be taken.
+    fn lacking(&self, sets: &Sets) -> (Vec<VolumeId>, Vec<VolumeId>) {
+        let lacking = self.volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).cloned();
+        lacking.partition(|volume| self.there.contains(volume))
+    }
+
+    /// Whether these can be taken at one point in time, although others are no longer attached.
+    fn are_together(&self, lacking: &[VolumeId]) -> bool {
+        !self.ending && lacking.iter().eq(&self.attached)
+    }
 }
 
 async fn targets(scene: &Scene) -> Result<Targets> {
@@ -121,27 +139,45 @@ async fn targets(scene: &Scene) -> Result<Targets> {
         instance => instance?.state.is_ending(),
     };
     let attached: BTreeSet<_> = attached?.into_iter().map(|v| v.id).collect();
-    let mut volumes: BTreeSet<_> = there?.into_iter().map(|v| v.id).collect();
+    let mut there: BTreeSet<_> = there?.into_iter().map(|v| v.id).collect();
+    let mut volumes: BTreeSet<_> = had.into_iter().collect();
     let apart = ending || !volumes.is_subset(&attached);
-    volumes.extend(attached);
-    Ok(Targets { volumes, apart, ending })
+    volumes.extend(attached.iter().cloned());
+    there.extend(attached.iter().cloned());
+    Ok(Targets { volumes, there, attached, apart, ending })
 }
 
 async fn sets(scene: &Scene) -> Result<(Sets, Targets)> {
+    sets_as(scene, false).await
+}
+
+/// As [`sets`]; where no set has every volume, `apart` takes what there is of each.
+async fn sets_as(scene: &Scene, apart: bool) -> Result<(Sets, Targets)> {
     let (targets, snapshots) = tokio::join!(targets(scene), scene.inventory.snapshots(&scene.case));
-    let targets = targets?;
+    let (mut targets, snapshots) = (targets?, snapshots?);
     let ours =
         |call: &str| scene.sets.contains(call) || call.starts_with(&format!("{}-", scene.nonce));
-    Ok((judge(&snapshots?, &targets.volumes, targets.apart, ours), targets))
+    let taken = |s: &&Snapshot| s.tags.get(SET).is_some_and(|call| ours(call));
+    let taken = snapshots.iter().filter(taken).map(|s| &s.volume);
+    let detached: BTreeSet<_> = taken.filter(|v| !targets.volumes.contains(*v)).cloned().collect();
+    if !detached.is_empty() {
+        let asked: Vec<_> = detached.iter().cloned().collect();
+        let there = scene.inventory.volumes(&asked).await?;
+        targets.there.extend(there.into_iter().map(|v| v.id));
+        targets.volumes.extend(detached);
+        targets.apart = true;
+    }
+    Ok((judge(&snapshots, &targets.volumes, apart || targets.apart, ours), targets))
 }
 
 /// What a clean room's volumes are made from: each volume's snapshot that is the evidence, or its copy under the case's own
-/// key where that is whole; and the volumes that have none.
+/// key where that is whole; and the volumes that have none. One volume without a good snapshot does not keep the others waiting.
 pub(crate) async fn for_a_room(
     scene: &Scene,
 ) -> Result<(BTreeMap<VolumeId, Snapshot>, Vec<VolumeId>)> {
-    let (mut sets, Targets { volumes, .. }) = sets(scene).await?;
-    let lacking = volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).cloned().collect();
+    let (mut sets, targets) = sets_as(scene, true).await?;
+    let (mut lacking, gone) = targets.lacking(&sets);
+    lacking.extend(gone);
     for snapshot in sets.evidence.values_mut() {
         let copy = sets.copies.get(snapshot.id.as_str());
         if let Some(copy) = copy.filter(|copy| copy.state == SnapshotState::Completed) {
@@ -149,6 +185,15 @@ pub(crate) async fn for_a_room(
         }
     }
     Ok((sets.evidence, lacking))
+}
+
+/// Volumes that nothing can bring back.
+fn lost(volumes: &[VolumeId]) -> Shortfall {
+    Shortfall {
+        step: Step::Snapshot,
+        what: format!("gone without a good snapshot: {}", join(volumes)),
+        advice: "find out who deleted them (CloudTrail, DeleteVolume), and look for other snapshots and backups of them".to_owned(),
+    }
 }
 
 /// Snapshots of every volume have begun: their content is fixed.
@@ -166,9 +211,9 @@ impl Goal for Take {
     }
 
     async fn look(&self, scene: &Scene, history: &History) -> Result<Assessment> {
-        let (sets, Targets { volumes, apart, .. }) = sets(scene).await?;
+        let (sets, targets) = sets(scene).await?;
         let mut seen = Assessment::default();
-        if volumes.is_empty() {
+        if targets.volumes.is_empty() {
             seen.notes.push("there is no EBS volume to snapshot".to_owned());
             return Ok(seen);
         }
@@ -178,11 +223,15 @@ impl Goal for Take {
                 join(&sets.foreign)
             ));
         }
-        let lacking: Vec<_> = volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).collect();
+        let (lacking, gone) = targets.lacking(&sets);
+        if !gone.is_empty() {
+            seen.short.push(lost(&gone));
+        }
         if lacking.is_empty() {
             return Ok(seen);
         }
-        let most = if apart { MOST_SETS * volumes.len() } else { MOST_SETS };
+        let apart = targets.apart && !targets.are_together(&lacking);
+        let most = if apart { MOST_SETS * targets.volumes.len() } else { MOST_SETS };
         if sets.calls >= most {
             seen.short.push(Shortfall {
                 step: Step::Snapshot,
@@ -231,6 +280,14 @@ fn patience(snapshots: &BTreeMap<VolumeId, Snapshot>) -> Duration {
     Duration::from_secs(3600 + gib * 10)
 }
 
+/// The snapshots that are not whole yet, and how long that may take.
+fn completing(sets: &Sets) -> Option<(String, Duration)> {
+    let pending = sets.evidence.values().filter(|s| s.state == SnapshotState::Pending);
+    let parts: Vec<_> = pending.map(|s| format!("{} {} %", s.id, s.progress)).collect();
+    let what = format!("snapshots to complete: {}", join(&parts));
+    (!parts.is_empty()).then(|| (what, patience(&sets.evidence)))
+}
+
 #[async_trait]
 impl Goal for Settle {
     fn step(&self) -> Step {
@@ -242,10 +299,17 @@ impl Goal for Settle {
     }
 
     async fn look(&self, scene: &Scene, _history: &History) -> Result<Assessment> {
-        let (sets, Targets { volumes, .. }) = sets(scene).await?;
+        let (sets, targets) = sets(scene).await?;
         let mut seen = Assessment::default();
-        let lacking: Vec<_> = volumes.iter().filter(|v| !sets.evidence.contains_key(*v)).collect();
+        // What is gone for good is told by who was to take it, and holds up nothing.
+        let (lacking, _) = targets.lacking(&sets);
         if !lacking.is_empty() {
+            // What there is of the others is worth waiting for.
+            let (parts, _) = sets_as(scene, true).await?;
+            seen.waiting = completing(&parts);
+            if seen.waiting.is_some() {
+                return Ok(seen);
+            }
             seen.short.push(Shortfall {
                 step: Step::Snapshot,
                 what: format!("{} without a good snapshot", join(&lacking)),
@@ -253,13 +317,7 @@ impl Goal for Settle {
             });
             return Ok(seen);
         }
-        let pending: Vec<_> =
-            sets.evidence.values().filter(|s| s.state == SnapshotState::Pending).collect();
-        if !pending.is_empty() {
-            let parts = pending.iter().map(|s| format!("{} {} %", s.id, s.progress));
-            let what = format!("snapshots to complete: {}", join(parts));
-            seen.waiting = Some((what, patience(&sets.evidence)));
-        }
+        seen.waiting = completing(&sets);
         if !sets.surplus.is_empty() {
             seen.notes.push(format!(
                 "surplus snapshots, taken after the evidence: {}",
@@ -371,7 +429,7 @@ impl Goal for Register {
             return Ok(seen);
         }
         let (images, found) = tokio::join!(scene.inventory.images(&scene.case), sets(scene));
-        let (images, (sets, Targets { volumes, ending, .. })) = (images?, found?);
+        let (images, (sets, targets)) = (images?, found?);
         if let Some(image) = images.iter().find(|i| i.state != "failed") {
             if image.state == "pending" {
                 let what = format!("image {} to become available", image.id);
@@ -379,7 +437,7 @@ impl Goal for Register {
             }
             return Ok(seen);
         }
-        if volumes.is_empty() || sets.evidence.len() < volumes.len() {
+        if sets.evidence.is_empty() || !targets.lacking(&sets).0.is_empty() {
             return Ok(seen);
         }
         let instance = &scene.original.instance;
@@ -400,7 +458,7 @@ impl Goal for Register {
                 devices,
                 tags: scene.tags(),
             }),
-            _ if ending => seen.short.push(Shortfall {
+            _ if targets.ending => seen.short.push(Shortfall {
                 step: Step::Snapshot,
                 what: "no image can be registered from these snapshots, and the instance is ending"
                     .to_owned(),

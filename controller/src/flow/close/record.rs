@@ -189,11 +189,14 @@ fn sentence(body: &Body) -> String {
             format!("ordered scan {scan} with {}", text(&order.key))
         }
         Body::Reported { scan, exhibits, summary, missing } => format!(
-            "read back the bundle of scan {scan}, {} files, and it is what its room said: {}; {} volumes were never seen",
+            "read back the bundle of scan {scan}, {} files, and it is what its room said: {}; {} volumes are not examined",
             exhibits.len(),
             crate::flow::investigate::counted(summary),
             missing.len()
         ),
+        Body::Refused { scan, why } => {
+            format!("read back the bundle of scan {scan}, and does not rely on it: {}", text(why))
+        }
         Body::TornDown { stack, left } => format!(
             "took the clean room {} down; left are {}",
             text(stack),

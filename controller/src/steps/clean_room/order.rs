@@ -2,13 +2,14 @@
 //!
 //! The orders in the bucket are the record of what was asked: the newest is the one that holds. Nothing here overwrites.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cleanroom_cloud::{Put, Snapshot, Store};
 use cleanroom_contract::{
     CaseId, Destination, OrderedFile, OrderedVolume, ScanId, Timestamp, VersionOne, VolumeId,
     VolumeRole, WorkOrder, order_key, orders_prefix,
 };
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{MOST_VOLUMES, artifacts, artifacts::patiently};
 use crate::{
@@ -21,6 +22,9 @@ use crate::{
     room::Given,
 };
 
+/// Orders that are read at a time.
+const AT_ONCE: usize = 8;
+
 /// A work order as it lies in the bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ordered {
@@ -30,19 +34,38 @@ pub struct Ordered {
     pub exhibit: Exhibit,
 }
 
+/// The scans that were ordered for a case, oldest first.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn scans(store: &dyn Store, case: &CaseId) -> Result<BTreeSet<ScanId>, String> {
+    let prefix = orders_prefix(case);
+    let keys = again(artifacts::PATIENCE, || store.list(&prefix, false)).await?;
+    let scan =
+        |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok();
+    Ok(keys.iter().filter_map(scan).collect())
+}
+
 /// The newest order of a case.
 ///
 /// # Errors
 /// When the store does not answer, or the order can not be read.
 pub async fn newest(store: &dyn Store, case: &CaseId) -> Result<Option<Ordered>, String> {
-    let prefix = orders_prefix(case);
-    let keys = again(artifacts::PATIENCE, || store.list(&prefix, false)).await?;
-    let scan =
-        |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok();
-    match keys.iter().filter_map(scan).max() {
-        Some(scan) => read(store, case, &scan).await.map(Some),
+    match scans(store, case).await?.last() {
+        Some(scan) => read(store, case, scan).await.map(Some),
         None => Ok(None),
     }
+}
+
+/// All orders of a case, oldest first.
+///
+/// # Errors
+/// When the store does not answer, or an order can not be read.
+pub async fn all(store: &dyn Store, case: &CaseId) -> Result<Vec<Ordered>, String> {
+    let scans = scans(store, case).await?;
+    let reads: Vec<_> =
+        scans.into_iter().map(|scan| async move { read(store, case, &scan).await }).collect();
+    stream::iter(reads).buffered(AT_ONCE).try_collect().await
 }
 
 /// The order of a scan.
@@ -71,14 +94,50 @@ fn exhibit(key: String, bytes: &[u8]) -> Exhibit {
     }
 }
 
-/// A name for a scan that begins now.
+/// A name for a scan that begins now, after the newest there is: a room takes orders up in the order of their names, whatever the
+/// clocks of those who wrote them.
 #[must_use]
-pub fn scan_id(case: &CaseId, nonce: &str, now: Timestamp) -> Option<ScanId> {
-    // 2026-01-02T03:04:05.000000000Z without its marks and fractions.
-    let text = now.to_string();
-    let time: String = text.chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
+pub fn scan_id(
+    case: &CaseId,
+    nonce: &str,
+    now: Timestamp,
+    after: Option<&ScanId>,
+) -> Option<ScanId> {
+    let begins = match after {
+        Some(newest) if second(now)?.as_str() <= &newest.as_str()[..SECOND] => {
+            Timestamp { seconds: begun(newest)?.checked_add(1)?, nanos: 0 }
+        }
+        _ => now,
+    };
     let random = digest(format!("{case} {nonce} {now}").as_bytes()).to_string();
-    format!("{time}Z-{}", &random[..8]).parse().ok()
+    format!("{}-{}", second(begins)?, &random[..8]).parse().ok()
+}
+
+/// How long the time is that a scan's name begins with.
+const SECOND: usize = "20260102T030405Z".len();
+
+/// A second as scans are named for it.
+fn second(at: Timestamp) -> Option<String> {
+    // 2026-01-02T03:04:05.000000000Z without its marks and fractions. A year of more digits has no such name.
+    let text = at.to_string();
+    let time: String = text.chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
+    (!text.starts_with('@')).then(|| format!("{time}Z"))
+}
+
+/// The second that a scan is named for.
+fn begun(scan: &ScanId) -> Option<i64> {
+    let name = &scan.as_str()[..SECOND];
+    // Names are sorted by time, so the last second that is named no later is the one.
+    let (mut from, mut to) = (0_i64, 253_402_300_799);
+    while from < to {
+        let middle = from + (to - from + 1) / 2;
+        if second(Timestamp { seconds: middle, nanos: 0 })?.as_str() <= name {
+            from = middle;
+        } else {
+            to = middle - 1;
+        }
+    }
+    Some(from)
 }
 
 /// The volumes to examine: the root first, then by the names of their devices.
@@ -108,31 +167,29 @@ pub fn volumes(scene: &Scene, snapshots: &BTreeMap<VolumeId, Snapshot>) -> Vec<O
     volumes
 }
 
-/// Writes a new order, and before it what it names.
+/// Writes a new order for these volumes, and before it what it names.
 ///
 /// # Errors
 /// What the store said.
-pub async fn write(
-    case: &Case,
-    snapshots: &BTreeMap<VolumeId, Snapshot>,
-) -> Result<Ordered, String> {
+pub async fn write(case: &Case, volumes: Vec<OrderedVolume>) -> Result<Ordered, String> {
     let (scene, store) = (&case.scene, &*case.store);
     let room = &scene.policy.room;
     let rules = files(store, &room.rules).await?;
     let indicators = files(store, &room.indicators).await?;
-    let scan = scan_id(&scene.case, &scene.nonce, case.journal.now());
+    let before = scans(store, &scene.case).await?;
+    let scan = scan_id(&scene.case, &scene.nonce, case.journal.now(), before.last());
     let scan = scan.ok_or("the clock tells no time")?;
     let order = WorkOrder {
         v: VersionOne,
         case: scene.case.clone(),
         instance: scene.instance.clone(),
         scan: scan.clone(),
-        volumes: volumes(scene, snapshots),
+        volumes,
         rules,
         indicators,
         limits: room.limits.clone(),
         publish: Destination { bucket: store.bucket().to_owned(), topic: room.topic.clone() },
-        task_token: None,
+        task_token: room.task_token.clone(),
     };
     let key = order_key(&scene.case, &scan);
     let bytes = serde_json::to_vec_pretty(&order).map_err(|error| error.to_string())?;
@@ -183,17 +240,39 @@ mod tests {
     fn a_scan_is_named_for_its_time_and_two_never_share_a_name() {
         let case: CaseId = "c-1".parse().expect("a case id");
         let now = Timestamp { seconds: 1_767_323_045, nanos: 9 };
-        let one = scan_id(&case, "a", now).expect("a scan id");
+        let one = scan_id(&case, "a", now, None).expect("a scan id");
         assert!(one.as_str().starts_with("20260102T030405Z-"), "{one}");
         let later = Timestamp { seconds: now.seconds + 1, ..now };
         for other in [
-            scan_id(&case, "b", now),
-            scan_id(&"c-2".parse().expect("a case id"), "a", now),
-            scan_id(&case, "a", later),
+            scan_id(&case, "b", now, None),
+            scan_id(&"c-2".parse().expect("a case id"), "a", now, None),
+            scan_id(&case, "a", later, None),
         ] {
             assert_ne!(other.as_ref(), Some(&one));
         }
-        assert!(scan_id(&case, "a", later) > Some(one), "sorted by time");
-        assert_eq!(scan_id(&case, "a", Timestamp { seconds: i64::MAX, nanos: 0 }), None);
+        assert!(scan_id(&case, "a", later, None) > Some(one), "sorted by time");
+        assert_eq!(scan_id(&case, "a", Timestamp { seconds: i64::MAX, nanos: 0 }, None), None);
+    }
+
+    #[test]
+    fn a_scan_is_named_after_the_newest_whatever_the_clocks() {
+        let case: CaseId = "c-1".parse().expect("a case id");
+        let now = Timestamp { seconds: 1_767_323_045, nanos: 9 };
+        for (newest, expected) in [
+            ("20260102T030404Z-ffffffff", "20260102T030405Z-"),
+            // The same second: which of two random parts is greater is chance.
+            ("20260102T030405Z-00000000", "20260102T030406Z-"),
+            ("20260102T030405Z-ffffffff", "20260102T030406Z-"),
+            // A writer whose clock is ahead by a year.
+            ("20270228T235959Z-0123abcd", "20270301T000000Z-"),
+            // No second of this name exists: what is named comes after it all the same.
+            ("20261399T999999Z-0123abcd", "20270101T000000Z-"),
+        ] {
+            let newest: ScanId = newest.parse().expect("a scan id");
+            let named = scan_id(&case, "a", now, Some(&newest)).expect("a scan id");
+            assert!(named > newest && named.as_str().starts_with(expected), "{newest}: {named}");
+        }
+        let last: ScanId = "99991231T235959Z-0123abcd".parse().expect("a scan id");
+        assert_eq!(scan_id(&case, "a", now, Some(&last)), None);
     }
 }

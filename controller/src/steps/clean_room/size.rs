@@ -13,7 +13,7 @@ pub struct RoomSize {
     pub iops: u32,
     /// MiB a second of each volume.
     pub throughput: u32,
-    /// MiB a second at which each volume is filled from its snapshot.
+    /// MiB a second at which each volume is filled from its snapshot; 0 for as it comes.
     pub initialization_rate: u32,
 }
 
@@ -34,13 +34,16 @@ const IOPS: (u32, u32) = (3_000, 16_000);
 const THROUGHPUT: (u32, u32) = (125, 1_000);
 /// IOPS that a GiB can be given.
 const IOPS_A_GIB: u32 = 500;
-/// MiB a second at which volumes can be filled from snapshots: each, and all of a Region together (EBS user guide, "Provisioned
-/// Rate for Volume Initialization").
+/// MiB a second at which a volume can be filled from its snapshot (EBS user guide, "Provisioned Rate for Volume
+/// Initialization").
 const FILLING: (u32, u32) = (100, 300);
-/// All of a Region together.
-const FILLING_ALL: u32 = 5_000;
+/// What a room asks of the 5,000 that all volumes of a Region share: other rooms fill theirs, too.
+const FILLING_ALL: u32 = 2_500;
 /// Seconds within which a volume should be filled, where the rate allows it.
 const FILLED_WITHIN: u64 = 600;
+/// GiB of the largest volume from which a rate pays: it is paid for each GiB, and what it saves is hours of the room. A smaller
+/// volume is read about as soon as it comes.
+const FILLED_FROM: u64 = 128;
 
 /// GiB of the room's own disk: what the system and a small bundle take, and one for each so many GiB of evidence.
 const ROOT: (u64, u64, u64) = (64, 32, 1_024);
@@ -62,7 +65,9 @@ pub fn decide_room(volumes: &[u32]) -> RoomSize {
     let iops = (share * 4).clamp(IOPS.0, IOPS.1).min(possible);
     let throughput = share.min(iops / 4);
     let wanted = u32::try_from((largest * 1024).div_ceil(FILLED_WITHIN)).unwrap_or(u32::MAX);
-    let initialization_rate = wanted.clamp(FILLING.0, FILLING.1).min(FILLING_ALL / count);
+    let rate = wanted.clamp(FILLING.0, FILLING.1).min(FILLING_ALL / count);
+    let pays = largest >= FILLED_FROM && rate >= FILLING.0;
+    let initialization_rate = if pays { rate } else { 0 };
     let root_gib = (ROOT.0 + total / ROOT.1).min(ROOT.2);
     RoomSize { instance_type, volume_type: "gp3", root_gib, iops, throughput, initialization_rate }
 }
@@ -74,16 +79,17 @@ mod tests {
     #[test]
     fn rooms_grow_with_what_they_examine() {
         for (volumes, expected) in [
-            (&[][..], ("m6i.xlarge", 3_000, 149, 100)),
-            (&[1], ("m6i.xlarge", 3_000, 149, 100)),
-            (&[8], ("m6i.xlarge", 3_000, 149, 100)),
-            (&[32, 32], ("m6i.xlarge", 3_000, 125, 100)),
-            (&[100], ("m6i.2xlarge", 3_000, 298, 171)),
+            (&[][..], ("m6i.xlarge", 3_000, 149, 0)),
+            (&[1], ("m6i.xlarge", 3_000, 149, 0)),
+            (&[8], ("m6i.xlarge", 3_000, 149, 0)),
+            (&[32, 32], ("m6i.xlarge", 3_000, 125, 0)),
+            (&[100], ("m6i.2xlarge", 3_000, 298, 0)),
+            (&[128], ("m6i.2xlarge", 3_000, 298, 219)),
             (&[8, 100, 500], ("m6i.4xlarge", 3_000, 198, 300)),
             (&[2_048], ("m6i.4xlarge", 3_000, 596, 300)),
             (&[16_384], ("m6i.8xlarge", 4_000, 1_000, 300)),
             (&[16_384, 16_384], ("m6i.16xlarge", 4_000, 1_000, 300)),
-            (&[16_384; 24], ("m6i.16xlarge", 3_000, 125, 208)),
+            (&[16_384; 24], ("m6i.16xlarge", 3_000, 125, 104)),
             // Beside a large volume a tiny one keeps what its size allows.
             (&[1, 16_000], ("m6i.8xlarge", 3_000, 596, 300)),
         ] {
@@ -109,8 +115,9 @@ mod tests {
                 assert!((125..=1_000).contains(&size.throughput), "{size:?}");
                 assert!(size.throughput * 4 <= size.iops, "{size:?}");
                 assert!(size.iops == 3_000 || size.iops <= gib * 500, "{size:?}");
-                let all = size.initialization_rate * u32::try_from(count).expect("few");
-                assert!(all <= 5_000 && size.initialization_rate >= 100, "{size:?}");
+                let rate = size.initialization_rate;
+                assert!(rate == 0 || (100..=300).contains(&rate), "{size:?}");
+                assert!(rate * u32::try_from(count).expect("few") <= 2_500, "{size:?}");
             }
         }
     }

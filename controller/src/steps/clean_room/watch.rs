@@ -12,7 +12,7 @@ use cleanroom_contract::{
 };
 use tokio::time::Instant;
 
-use super::bundle::SUMS;
+use super::{bundle::SUMS, order};
 use crate::{
     case::{Case, Step},
     progress::Event,
@@ -32,7 +32,7 @@ pub struct Heard {
     pub at: Option<Timestamp>,
     /// The newest, in a few words.
     pub newest: String,
-    /// Volumes that never came, by the ids of the room's copies.
+    /// Volumes of the instance whose copies never came.
     pub missing: Vec<VolumeId>,
     /// Disks that nobody expected.
     pub unexpected: Vec<String>,
@@ -77,9 +77,19 @@ impl Heard {
             RoomNews::Failed { reason } => self.failed = Some(printable(&reason)),
             RoomNews::Untold { reason } => self.untold = Some(printable(&reason)),
             RoomNews::Idle => self.idle = true,
-            RoomNews::Started { .. } => self.failed = None,
+            RoomNews::Started { .. } => {
+                self.failed = None;
+                self.idle = false;
+            }
             RoomNews::Progress { .. } | RoomNews::Findings { .. } => {}
         }
+    }
+
+    /// Why nothing more comes of the scan, where that is so and there is no bundle.
+    #[must_use]
+    pub fn ended(&self) -> Option<&str> {
+        let idle = self.idle.then_some("the room ended itself without a bundle");
+        self.failed.as_deref().or(idle).filter(|_| self.published.is_none())
     }
 
     fn note_odd(&mut self, how: &str) {
@@ -174,6 +184,8 @@ pub enum Told {
     Failed(String),
     /// Nothing more comes, or nothing more is waited for.
     Silent(String),
+    /// What the room tells can not be read: that says nothing about the scan.
+    Unread(String),
 }
 
 /// How long a scan of so many GiB may take: two hours, and thirty seconds a GiB.
@@ -181,59 +193,186 @@ fn patience(gib: u64) -> Duration {
     Duration::from_secs(7_200 + gib.saturating_mul(30))
 }
 
+/// All that a room has told of a scan so far, read again as long as that may help.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn so_far(case: &Case, scan: &ScanId) -> Result<Heard, CloudError> {
+    let mut heard = Heard::default();
+    let ends = Instant::now() + case.bounds.goal;
+    loop {
+        match listen(&*case.store, (&case.scene.case, scan), &mut heard).await {
+            Ok(_) => return Ok(heard),
+            Err(error) if !error.is_transient() || Instant::now() >= ends => return Err(error),
+            Err(error) => waiting(case, scan, &format!("what its room told is read: {error}")),
+        }
+        tokio::time::sleep(case.bounds.poll).await;
+    }
+}
+
 /// Waits until the scan has ended, telling its progress.
 pub async fn until_told(case: &Case, scan: &ScanId, gib: u64, heard: &mut Heard) -> Told {
-    let (began, bounds) = (Instant::now(), &case.bounds);
-    let mut last = began;
-    let mut pause = Duration::from_millis(500).min(bounds.poll);
+    let mut wait = Wait::begin(case, scan, gib);
     loop {
+        let unheard = heard.seq == 0;
         match listen(&*case.store, (&case.scene.case, scan), heard).await {
             Ok(true) => {
-                last = Instant::now();
-                pause = Duration::from_millis(500).min(bounds.poll);
-                waiting(case, scan, heard);
+                wait.heard(unheard);
+                waiting(case, scan, &heard.newest);
             }
-            Ok(false) => {}
-            Err(error) if error.is_transient() => {}
-            Err(error) => return Told::Silent(format!("its events can not be read: {error}")),
+            Ok(false) => wait.unread = None,
+            Err(error) if error.is_transient() => {
+                if let Some(told) = wait.not_read(&error) {
+                    return told;
+                }
+            }
+            Err(error) => return Told::Unread(error.to_string()),
         }
         if heard.published.is_some() {
             return Told::Published;
         }
-        if let Some(why) = &heard.failed {
-            return Told::Failed(why.clone());
+        match (&heard.failed, heard.ended()) {
+            (Some(why), _) => return Told::Failed(why.clone()),
+            (None, Some(why)) => return Told::Silent(why.to_owned()),
+            (None, None) => {}
         }
-        if heard.idle {
-            return Told::Silent("the room ended itself without a bundle".to_owned());
+        if wait.is_quiet() {
+            wait.listen_to_others().await;
         }
-        let (quiet, long) = (last.elapsed() > bounds.silence, began.elapsed() > patience(gib));
-        if quiet || long {
+        if let Some(why) = wait.over(heard) {
             let sums = format!("{}{SUMS}", bundle_prefix(&case.scene.case, scan));
             if matches!(case.store.get(&sums).await, Ok(Some(_))) {
                 return Told::Published;
             }
-            let bound = if quiet { bounds.silence } else { patience(gib) };
-            let minutes = bound.as_secs() / 60;
-            return Told::Silent(match (quiet, heard.newest.as_str()) {
-                (true, "") => format!("it has told nothing within {minutes} minutes"),
-                (true, newest) => {
-                    format!("it has told nothing for {minutes} minutes; the last was: {newest}")
-                }
-                (false, newest) => {
-                    format!("it took longer than {minutes} minutes; the last was: {newest}")
-                }
-            });
+            return Told::Silent(why);
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(bounds.poll);
+        tokio::time::sleep(wait.pause).await;
+        wait.pause = (wait.pause * 2).min(case.bounds.poll);
     }
 }
 
-fn waiting(case: &Case, scan: &ScanId, heard: &Heard) {
+/// One scan being waited for.
+struct Wait<'a> {
+    case: &'a Case,
+    scan: &'a ScanId,
+    /// How long it may take, by what it reads.
+    patience: Duration,
+    /// When it began, or began to be waited for.
+    began: Instant,
+    /// When its room last gave a sign of life.
+    last: Instant,
+    /// Since when its events can not be read.
+    unread: Option<Instant>,
+    /// The newest that the room told of scans before this one, and when that was looked at.
+    others: Option<(Instant, Vec<String>)>,
+    pause: Duration,
+}
+
+/// How often, within the time that counts as silence, a quiet room's other scans are looked at.
+const LOOKS: u32 = 4;
+
+impl<'a> Wait<'a> {
+    fn begin(case: &'a Case, scan: &'a ScanId, gib: u64) -> Self {
+        let now = Instant::now();
+        let (patience, pause) = (patience(gib), shortest(case));
+        Self { case, scan, patience, began: now, last: now, unread: None, others: None, pause }
+    }
+
+    /// The room told something of this scan; the first that it told where it was `unheard` of.
+    fn heard(&mut self, unheard: bool) {
+        self.last = Instant::now();
+        self.unread = None;
+        self.pause = shortest(self.case);
+        if unheard {
+            self.began = self.last;
+        }
+    }
+
+    /// Its events could not be read now. A store that fails says nothing about the room, for as long as a room may be silent.
+    fn not_read(&mut self, error: &CloudError) -> Option<Told> {
+        let (now, bound) = (Instant::now(), self.case.bounds.silence);
+        let since = *self.unread.get_or_insert(now);
+        if since == now {
+            waiting(self.case, self.scan, &format!("its events are read again: {error}"));
+        }
+        self.last = now;
+        (now - since > bound).then(|| {
+            let minutes = bound.as_secs() / 60;
+            Told::Unread(format!("for {minutes} minutes now: {error}"))
+        })
+    }
+
+    /// Whether to look if the room is busy with another scan.
+    fn is_quiet(&self) -> bool {
+        let every = self.case.bounds.silence / LOOKS;
+        let looked = self.others.as_ref().is_none_or(|(at, _)| at.elapsed() >= every);
+        self.last.elapsed() >= every && looked
+    }
+
+    /// A room carries orders out one after the other: what it tells of those before is a sign of its life.
+    async fn listen_to_others(&mut self) {
+        let Ok(told) = before(self.case, self.scan).await else { return };
+        let now = Instant::now();
+        if let Some((_, known)) = &self.others
+            && *known != told
+        {
+            self.last = now;
+            waiting(self.case, self.scan, "the room carries out an order before it");
+        }
+        self.others = Some((now, told));
+    }
+
+    /// Why it is not waited for any longer, where that is so.
+    fn over(&self, heard: &Heard) -> Option<String> {
+        let silence = self.case.bounds.silence;
+        let ahead = self.others.as_ref().map_or(0, |(_, told)| told.len());
+        let turns = if heard.seq == 0 { u32::try_from(ahead).unwrap_or(u32::MAX) } else { 0 };
+        let most = self.patience.saturating_mul(turns.saturating_add(1));
+        let minutes = |bound: Duration| bound.as_secs() / 60;
+        let newest = heard.newest.as_str();
+        if self.last.elapsed() > silence {
+            let minutes = minutes(silence);
+            return Some(match newest {
+                "" => format!("it has told nothing within {minutes} minutes"),
+                newest => {
+                    format!("it has told nothing for {minutes} minutes; the last was: {newest}")
+                }
+            });
+        }
+        (self.began.elapsed() > most).then(|| {
+            format!("it took longer than {} minutes; the last was: {newest}", minutes(most))
+        })
+    }
+}
+
+/// Between two reads of what a room tells, at first.
+fn shortest(case: &Case) -> Duration {
+    Duration::from_millis(500).min(case.bounds.poll)
+}
+
+/// Orders before a scan's that are looked at, the newest of them.
+const MOST_BEFORE: usize = 8;
+
+/// The keys of the newest events of the scans that were ordered before this one and have not come to an end.
+async fn before(case: &Case, scan: &ScanId) -> Result<Vec<String>, String> {
+    let (store, id) = (&*case.store, &case.scene.case);
+    let ledger = case.journal.ledger().await;
+    let scans = order::scans(store, id).await?;
+    let open = scans.range(..scan.clone()).rev().filter(|scan| !ledger.is_over(scan));
+    let mut told = Vec::new();
+    for other in open.take(MOST_BEFORE) {
+        let keys = store.list(&events_prefix(id, other), false).await;
+        let keys = keys.map_err(|error| error.to_string())?;
+        told.extend(keys.into_iter().next_back());
+    }
+    Ok(told)
+}
+
+fn waiting(case: &Case, scan: &ScanId, what: &str) {
     case.progress.tell(Event::Waiting {
         instance: case.scene.instance.clone(),
         step: Step::CleanRoom,
-        what: format!("scan {scan}: {}", heard.newest),
+        what: format!("scan {scan}: {what}"),
     });
 }
 
