@@ -78,7 +78,10 @@ impl Heard {
             RoomNews::Untold { reason } => self.untold = Some(printable(&reason)),
             RoomNews::Idle => self.idle = true,
             RoomNews::Started { .. } => self.failed = None,
-            RoomNews::Progress { .. } | RoomNews::Findings { .. } => {}
+            RoomNews::Progress { .. }
+            | RoomNews::Findings { .. }
+            | RoomNews::Working { .. }
+            | RoomNews::Queued { .. } => {}
         }
     }
 
@@ -121,6 +124,8 @@ pub fn words(news: &RoomNews) -> String {
         RoomNews::Published { files } => format!("published {} files", files.len()),
         RoomNews::Failed { reason } => format!("failed: {}", printable(reason)),
         RoomNews::Untold { reason } => format!("could not tell people: {}", printable(reason)),
+        RoomNews::Working { at } => at.as_str().to_owned(),
+        RoomNews::Queued { behind } => format!("waits until the scan {behind} is done"),
         RoomNews::Idle => "the room has ended itself".to_owned(),
     }
 }
