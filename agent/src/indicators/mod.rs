@@ -425,10 +425,14 @@ mod tests {
     fn a_broken_list_costs_itself_and_no_other() {
         let digest = EMPTY_SHA256.as_bytes();
         let pattern = format!("{EMPTY_MD5}\n/tmp/ok$;80\n/tmp/(;80\n");
-        let loaded =
-            load_all(&[b"not an indicator\n", digest, pattern.as_bytes(), b"/tmp/x$;80\n"]);
+        let loaded = load_all(&[
+            b"/tmp/y$;80\nnot an indicator\n",
+            digest,
+            pattern.as_bytes(),
+            b"/tmp/x$;80\n",
+        ]);
         let faults: Vec<_> = loaded.faults.iter().map(ToString::to_string).collect();
-        assert!(faults[0].starts_with("one.txt:1: "), "{faults:?}");
+        assert!(faults[0].starts_with("one.txt:2: "), "{faults:?}");
         assert!(faults[1].starts_with("three.txt:3: "), "{faults:?}");
         assert_eq!(faults.len(), 2, "{faults:?}");
         let files: Vec<_> = loaded.files.iter().map(|file| file.path.as_str()).collect();

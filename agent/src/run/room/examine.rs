@@ -61,21 +61,15 @@ impl Agent<'_> {
         is_first: bool,
     ) -> Result<(), Stop> {
         if publish::sealed(&ledger.bundle()).is_none() {
-            if ledger.state.begun == 0
-                && let Some(reason) = self.done_elsewhere(&taken.order)
-            {
-                return give_up(ledger, news, &reason);
-            }
             if ledger.state.cut.is_none()
                 && let Some(why) = self.begin(taken, ledger, news, is_first)?
             {
-                say(&format!("the scan was cut short: {why}"));
                 ledger.cut(&why).context("write the state")?;
             }
             if let Some(why) = ledger.state.cut.clone()
-                && !salvage(ledger, news, &why)?
+                && let Err(reason) = salvage(ledger, news, &why)?
             {
-                return give_up(ledger, news, &why);
+                return give_up(ledger, news, &reason);
             }
         }
         Ok(ledger.sealed().context("write the state")?)
@@ -105,6 +99,11 @@ impl Agent<'_> {
             return Ok(Some(format!("the agent was ended {BEGINNINGS} times while it scanned")));
         }
         let places = self.attach(&taken.order, news, is_first)?;
+        if ledger.state.begun == 0
+            && let Some(why) = self.done_elsewhere(&taken.order)
+        {
+            return Ok(Some(why));
+        }
         let equipment = self.equip(&taken.order, ledger, news)?;
         ledger.begin().context("write the state")?;
         let scanned = self.scan(taken, ledger, (&places, equipment), news);
@@ -244,24 +243,24 @@ fn arguments(taken: &Taken, out: PathBuf, scratch: PathBuf) -> Scan {
     }
 }
 
-/// Seals the most that any beginning of a scan has recorded. Whether there is anything.
+/// Seals the most that any beginning of a scan has recorded, or says why there is no bundle.
 ///
 /// # Errors
 /// There is no space for it. That may change: what was recorded stays as it is, for the next start.
-fn salvage(ledger: &mut Ledger, news: &News, why: &str) -> Result<bool, Stop> {
+fn salvage(ledger: &mut Ledger, news: &News, why: &str) -> Result<Result<(), String>, Stop> {
     if !ledger.choose().context("write the state")? {
-        return Ok(false);
+        return Ok(Err(why.to_owned()));
     }
+    say(&format!("the scan was cut short, and what it recorded is sealed: {why}"));
     let folder = ledger.bundle();
     let sealed = seal_spool(&folder, None, Some(why), &mut || news.works(RoomWork::Sealing));
-    let Err(error) = sealed else { return Ok(true) };
+    let Err(error) = sealed else { return Ok(Ok(())) };
     let reason = format!("{why}; seal what was found: {}", causes(&error));
     let is_full = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(state::is_full)
     };
     if !error.chain().any(is_full) {
-        say(&reason);
-        return Ok(false);
+        return Ok(Err(reason));
     }
     // Half a bundle is in the way of the whole one.
     for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
