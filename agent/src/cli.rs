@@ -182,7 +182,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub idle: Option<Duration>,
 
-    /// Time to try to publish, before the next start has to.
+    /// Time to try to fetch rules, which then are a gap, and to publish, before the next start has to.
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
     pub patience: Duration,
 }

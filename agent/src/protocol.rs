@@ -135,8 +135,8 @@ pub(crate) struct WalkOrder {
 /// Walker → supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromWalker {
-    /// The lists are loaded, or the first error in them.
-    Indicators { loaded: Result<Vec<RuleFile>, String>, md5: bool, sha1: bool },
+    /// The sound lists are loaded, and `faults` says what is wrong with the others; or the error of all together.
+    Indicators { loaded: Result<Vec<RuleFile>, String>, faults: Vec<String>, md5: bool, sha1: bool },
     /// Records, ready to be written.
     Lines(Vec<Line>),
     /// How far the walk is, since its beginning.

@@ -229,13 +229,13 @@ pub(crate) fn notice(order: &WorkOrder, report: &Report, sums: Sha256) -> Notice
     }
 }
 
-/// The message about a scan that ended without a bundle.
+/// The message about a scan that has no published bundle.
 pub(crate) fn failure(order: &WorkOrder, reason: &str) -> Notice {
     let reason = quoted(reason);
     Notice {
-        subject: format!("[cleanroom] {} not scanned", order.instance),
+        subject: format!("[cleanroom] {} has no report", order.instance),
         text: format!(
-            "{} of case {} was not scanned: {reason}\nScan {}.\n",
+            "{} of case {} has no report: {reason}\nScan {}.\n",
             order.instance, order.case, order.scan
         ),
         json: json!({

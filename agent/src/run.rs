@@ -67,15 +67,19 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
 /// Prints an error with its causes, and what to do where we know it.
 fn complain(error: &anyhow::Error) {
     let mut err = io::stderr().lock();
+    // With stderr gone there is nobody to tell.
+    drop(writeln!(err, "error: {}", causes(error)));
+    if let Some(Hint(hint)) = error.downcast_ref() {
+        drop(writeln!(err, "hint: {hint}"));
+    }
+}
+
+/// An error with its causes in one printable line, without what a person can do about it.
+fn causes(error: &anyhow::Error) -> String {
     let hint = error.downcast_ref::<Hint>().map(|Hint(hint)| hint.as_str());
     let causes =
         error.chain().map(ToString::to_string).filter(|cause| Some(cause.as_str()) != hint);
-    let causes: Vec<_> = causes.collect();
-    // With stderr gone there is nobody to tell.
-    drop(writeln!(err, "error: {}", printable(&causes.join(": "))));
-    if let Some(hint) = hint {
-        drop(writeln!(err, "hint: {hint}"));
-    }
+    printable(&causes.collect::<Vec<_>>().join(": "))
 }
 
 /// What a person can do about an error; attached to it as context.
@@ -186,17 +190,18 @@ fn list_filetypes() -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// The gap of a scan that never came to its end.
-fn cut_short(report: &Report) -> Gap {
+/// The gap of a scan that never came to its end; `why`, where that is known.
+fn cut_short(report: &Report, why: Option<&str>) -> Gap {
     let at = report.volumes.iter().find(|volume| volume.state == VolumeState::Incomplete);
     let place = at.map_or("between two volumes".to_owned(), |at| format!("in {}", at.volume));
+    let why = why.map_or(String::new(), |why| format!(", {why}"));
     Gap {
         v: VersionOne,
         kind: GapKind::Interrupted,
         volume: at.map(|at| at.volume.clone()),
         path: None,
         reason: format!(
-            "the scan was cut short {place}: files that were in hand and everything behind them were not \
+            "the scan was cut short {place}{why}: files that were in hand and everything behind them were not \
              examined"
         ),
         advice: Some("scan again".to_owned()),
@@ -207,14 +212,19 @@ fn cut_short(report: &Report) -> Gap {
 /// Seals what a killed scan has left in its spool.
 fn seal_left_over(args: &Seal) -> anyhow::Result<u8> {
     let key = args.sign_key.as_deref().map(SigningKey::load).transpose()?;
-    let report = seal_spool(&args.bundle, key.as_ref())?;
+    let report = seal_spool(&args.bundle, key.as_ref(), None, &mut || {})?;
     let shown = printable(&args.bundle.to_string_lossy());
     say(&format!("sealed {} entries into {shown}", report.summary.entries));
     Ok(GAPS)
 }
 
-/// Makes a bundle of what is in its spool.
-fn seal_spool(bundle: &Path, key: Option<&SigningKey>) -> anyhow::Result<Report> {
+/// Makes a bundle of what is in its spool; `why` says what cut the scan short, where that is known.
+fn seal_spool(
+    bundle: &Path,
+    key: Option<&SigningKey>,
+    why: Option<&str>,
+    alive: &mut dyn FnMut(),
+) -> anyhow::Result<Report> {
     let spool = bundle.join(SPOOL);
     let shown = printable(&bundle.to_string_lossy());
     let draft = File::open(spool.join(DRAFT))
@@ -226,6 +236,6 @@ fn seal_spool(bundle: &Path, key: Option<&SigningKey>) -> anyhow::Result<Report>
     }
     report.run.ended = now();
     let mut records = Sorted::open(&spool).context("read the unfinished scan's records")?;
-    records.push_last(walk::gap_line(&cut_short(&report), u64::MAX, u32::MAX).json);
-    Ok(seal::seal(bundle, records, report, key)?)
+    records.push_last(walk::gap_line(&cut_short(&report, why), u64::MAX, u32::MAX).json);
+    Ok(seal::seal(bundle, records, report, key, alive)?)
 }

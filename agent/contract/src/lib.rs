@@ -26,5 +26,5 @@ pub use report::{
     BundleFile, Coverage, EvidenceSource, Report, RuleDiagnostic, RuleFile, Run, RunState,
     SeverityCounts,
 };
-pub use room::{PublishedFile, Room, RoomEvent, RoomNews};
+pub use room::{PublishedFile, Room, RoomEvent, RoomNews, RoomWork};
 pub use time::Timestamp;

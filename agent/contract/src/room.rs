@@ -62,6 +62,33 @@ pub struct PublishedFile {
     pub sha256: Sha256,
 }
 
+/// What a room is at, where it has nothing else to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoomWork {
+    /// It waits for volumes.
+    Attaching,
+    /// It fetches rules and lists.
+    Fetching,
+    /// It seals the bundle.
+    Sealing,
+    /// It publishes the bundle.
+    Publishing,
+}
+
+impl RoomWork {
+    /// In a few words, for people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attaching => "waits for volumes",
+            Self::Fetching => "fetches rules and lists",
+            Self::Sealing => "seals the bundle",
+            Self::Publishing => "publishes the bundle",
+        }
+    }
+}
+
 /// What a room tells of a scan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -125,6 +152,16 @@ pub enum RoomNews {
     Untold {
         /// Why.
         reason: String,
+    },
+    /// It is at work and has nothing else to tell: told every minute at the latest, so that nobody takes it for dead.
+    Working {
+        /// On what.
+        at: RoomWork,
+    },
+    /// The order waits until the room is done with another; told again as long as it does.
+    Queued {
+        /// The scan that is under way.
+        behind: ScanId,
     },
     /// The room ends itself.
     Idle,

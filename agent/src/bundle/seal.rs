@@ -55,22 +55,27 @@ pub(crate) enum SealError {
 }
 
 /// Makes the bundle in `folder` from `records`. `report` says everything but the counts, which are made
-/// here from the records themselves.
+/// here from the records themselves. `alive` is called again and again while it goes on.
 pub(crate) fn seal(
     folder: &Path,
     records: Sorted,
     mut report: Report,
     key: Option<&SigningKey>,
+    alive: &mut dyn FnMut(),
 ) -> Result<Report, SealError> {
     if fs::exists(folder.join(sums::SUMS)).map_err(SealError::Spool)? {
         return Err(SealError::Sealed);
     }
-    let counts = write_records(folder, records, report.volumes.len() > 1)?;
+    let counts = write_records(folder, records, report.volumes.len() > 1, alive)?;
     counts.into_report(&mut report);
     let names = ["findings.jsonl", "files.jsonl.zst", "gaps.jsonl", "timeline.body"];
     let opened = super::folder::Folder::open(folder).map_err(SealError::Spool)?;
-    report.files =
-        names.iter().map(|name| sums::seal_file(&opened, name)).collect::<Result<_, _>>()?;
+    let mut sealed = |name: &&'static str| {
+        alive();
+        sums::seal_file(&opened, name)
+    };
+    report.files = names.iter().map(&mut sealed).collect::<Result<_, _>>()?;
+    alive();
     write_report(folder, &report)?;
     sums::write_sums(
         folder,
@@ -212,6 +217,7 @@ fn write_records(
     folder: &Path,
     mut records: Sorted,
     with_volume: bool,
+    alive: &mut dyn FnMut(),
 ) -> Result<Counts, SealError> {
     let write = |name| move |source| SealError::Write { name, source };
     let files = File::create(folder.join("files.jsonl.zst")).map_err(write("files.jsonl.zst"))?;
@@ -230,6 +236,7 @@ fn write_records(
                 writers.batch.push(record.json);
                 if writers.batch.len() == BATCH {
                     writers.flush_files()?;
+                    alive();
                 }
             }
             Class::Finding(severity) => {

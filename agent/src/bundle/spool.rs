@@ -287,6 +287,23 @@ impl Sorted {
     }
 }
 
+/// How many whole records a spool holds, whoever wrote it.
+pub(crate) fn count(folder: &Path) -> io::Result<u64> {
+    let mut count = 0;
+    for number in 0.. {
+        let records = match File::open(segment_path(folder, number)) {
+            Ok(records) => records,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        count += match fs::metadata(index_path(folder, number)) {
+            Ok(index) => index.len() / PLACE as u64,
+            Err(_) => places_of(&records)?.len() as u64,
+        };
+    }
+    Ok(count)
+}
+
 /// The places of a segment whose index was never written, up to the first frame that is not whole.
 fn places_of(records: &File) -> io::Result<Vec<Place>> {
     let size = records.metadata()?.len();
@@ -381,8 +398,11 @@ mod tests {
         let path = segment_path(folder.path(), 0);
         let torn = fs::metadata(&path).unwrap().len() - 3;
         File::options().write(true).open(&path).unwrap().set_len(torn).unwrap();
+        assert_eq!(count(folder.path()).unwrap(), 2, "without an index");
         let left = drain(Sorted::open(folder.path()).unwrap());
         assert_eq!(left.len(), 2);
+        assert_eq!(count(folder.path()).unwrap(), 2, "with one");
+        assert_eq!(count(&folder.path().join("none")).unwrap(), 0);
         assert!(left[0].1.contains("\"seq\":0,") && left[1].1.contains("\"seq\":2,"));
     }
 }

@@ -19,6 +19,7 @@ mod line;
 mod paths;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, BufRead as _, Read as _},
 };
@@ -74,6 +75,23 @@ pub(crate) struct Indicators {
     paths: PathPatterns,
 }
 
+/// Lists as they were loaded.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// What the sound ones say.
+    pub(crate) indicators: Indicators,
+    /// What was taken from each sound one, for the report.
+    pub(crate) files: Vec<RuleFile>,
+    /// What is wrong with the others: the first fault of each.
+    pub(crate) faults: Vec<IndicatorError>,
+}
+
+/// What a list holds, before all are put together.
+struct List {
+    file: RuleFile,
+    pieces: Vec<Parsed>,
+}
+
 /// What a piece of a list holds.
 #[derive(Default)]
 struct Parsed {
@@ -91,59 +109,62 @@ struct Parsed {
 }
 
 impl Indicators {
-    /// Reads `lists`, each a display name and a file open at its beginning. Also says what was taken from
-    /// each, for the report.
+    /// Reads `lists`, each a display name and a file open at its beginning. One that cannot be read, has a line that is
+    /// no indicator or a pattern that does not compile is left out as a whole and named: what its other lines would
+    /// have found is not known to be what was meant.
     ///
     /// A list is held in memory while it is read; digests then take 34 bytes each for SHA-256.
     ///
     /// # Errors
-    /// Where a list cannot be read, or has a line that is no indicator, or a pattern that does not compile.
-    pub(crate) fn load(
-        lists: Vec<(String, File)>,
-    ) -> Result<(Self, Vec<RuleFile>), IndicatorError> {
+    /// Where sound lists cannot be used together.
+    pub(crate) fn load(lists: Vec<(String, File)>) -> Result<Loaded, IndicatorError> {
         if lists.len() > usize::from(u16::MAX) {
             return Err(IndicatorError::TooMany(lists.len()));
         }
         let mut names = Vec::new();
-        let mut files = Vec::new();
+        let mut sound: BTreeMap<u16, List> = BTreeMap::new();
+        let mut faults: BTreeMap<u16, IndicatorError> = BTreeMap::new();
         let mut patterns = Vec::new();
+        for (index, (name, file)) in (0_u16..).zip(lists) {
+            match List::read(index, &name, file) {
+                Ok(mut list) => {
+                    patterns.extend(list.pieces.iter_mut().flat_map(|p| p.patterns.drain(..)));
+                    sound.insert(index, list);
+                }
+                Err(fault) => drop(faults.insert(index, fault)),
+            }
+            names.push(name);
+        }
+        let paths = match PathPatterns::new(patterns) {
+            Ok(paths) => paths,
+            Err((mut patterns, reason)) => {
+                let wrong = paths::wrong(&patterns, &names);
+                if wrong.is_empty() {
+                    return Err(IndicatorError::Patterns(reason));
+                }
+                patterns.retain(|pattern| !wrong.contains_key(&pattern.list));
+                sound.retain(|index, _| !wrong.contains_key(index));
+                faults.extend(wrong);
+                PathPatterns::new(patterns)
+                    .map_err(|(_, reason)| IndicatorError::Patterns(reason))?
+            }
+        };
+        let mut files = Vec::new();
         let (mut sha256, mut sha1, mut md5) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, (list, mut file)) in (0_u16..).zip(lists) {
-            let mut data = Vec::new();
-            file.read_to_end(&mut data)
-                .map_err(|source| IndicatorError::Read { list: list.clone(), source })?;
-            let (parsed, digest) = rayon::join(|| parse(&data), || sha2::Sha256::digest(&data));
-            let mut entries = 0;
-            let mut first_line = 0;
-            let mut comment: Option<String> = None;
-            for mut piece in parsed {
-                if let Some((line, problem)) = piece.error {
-                    return Err(IndicatorError::Line { list, line: first_line + line, problem });
-                }
-                for pattern in &mut piece.patterns {
-                    pattern.list = index;
-                    pattern.line += first_line;
-                    pattern.description = pattern.description.take().or_else(|| comment.clone());
-                }
-                entries +=
-                    piece.sha256.len() + piece.sha1.len() + piece.md5.len() + piece.patterns.len();
-                patterns.append(&mut piece.patterns);
+        for (index, List { file, pieces }) in sound {
+            files.push(file);
+            for piece in pieces {
                 sha256.push((index, piece.sha256));
                 sha1.push((index, piece.sha1));
                 md5.push((index, piece.md5));
-                comment = piece.comment.or(comment);
-                first_line += piece.lines;
             }
-            let digest = Sha256(digest.into());
-            files.push(RuleFile { path: list.clone(), sha256: digest, entries: entries as u64 });
-            names.push(list);
         }
-        let paths = PathPatterns::new(patterns, &names)?;
         let (sha256, (sha1, md5)) = rayon::join(
             || DigestTable::new(sha256),
             || (DigestTable::new(sha1), DigestTable::new(md5)),
         );
-        Ok((Self { lists: names, sha256, sha1, md5, paths }, files))
+        let indicators = Self { lists: names, sha256, sha1, md5, paths };
+        Ok(Loaded { indicators, files, faults: faults.into_values().collect() })
     }
 
     /// Whether files' MD5 is worth computing.
@@ -179,6 +200,37 @@ impl Indicators {
 
     fn name(&self, list: u16) -> Option<&str> {
         self.lists.get(usize::from(list)).map(String::as_str)
+    }
+}
+
+impl List {
+    /// Reads the list of this number.
+    fn read(index: u16, name: &str, mut file: File) -> Result<Self, IndicatorError> {
+        let mut data = Vec::new();
+        file.read_to_end(&mut data)
+            .map_err(|source| IndicatorError::Read { list: name.to_owned(), source })?;
+        let (mut pieces, digest) = rayon::join(|| parse(&data), || sha2::Sha256::digest(&data));
+        let mut entries = 0;
+        let mut first_line = 0;
+        let mut comment: Option<String> = None;
+        for piece in &mut pieces {
+            if let Some((line, problem)) = piece.error.take() {
+                let (list, line) = (name.to_owned(), first_line + line);
+                return Err(IndicatorError::Line { list, line, problem });
+            }
+            for pattern in &mut piece.patterns {
+                pattern.list = index;
+                pattern.line += first_line;
+                pattern.description = pattern.description.take().or_else(|| comment.clone());
+            }
+            entries +=
+                piece.sha256.len() + piece.sha1.len() + piece.md5.len() + piece.patterns.len();
+            comment = piece.comment.take().or(comment);
+            first_line += piece.lines;
+        }
+        let sha256 = Sha256(digest.into());
+        let file = RuleFile { path: name.to_owned(), sha256, entries: entries as u64 };
+        Ok(Self { file, pieces })
     }
 }
 
@@ -280,11 +332,16 @@ mod tests {
         file
     }
 
+    fn load_all(texts: &[&[u8]]) -> Loaded {
+        let names = ["one.txt", "two.txt", "three.txt", "four.txt"];
+        let lists = names.iter().zip(texts);
+        Indicators::load(lists.map(|(name, text)| ((*name).to_owned(), file(text))).collect())
+            .unwrap()
+    }
+
     fn load(texts: &[&[u8]]) -> Result<(Indicators, Vec<RuleFile>), IndicatorError> {
-        let names = ["one.txt", "two.txt", "three.txt"];
-        Indicators::load(
-            names.iter().zip(texts).map(|(name, text)| ((*name).to_owned(), file(text))).collect(),
-        )
+        let Loaded { indicators, files, faults } = load_all(texts);
+        faults.into_iter().next().map_or(Ok((indicators, files)), Err)
     }
 
     const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -362,6 +419,29 @@ mod tests {
         }
         let error = load(&[b"ok;50\n\xff\xfe;70"]).unwrap_err().to_string();
         assert_eq!(error, "one.txt:2: the pattern is not UTF-8");
+    }
+
+    #[test]
+    fn a_broken_list_costs_itself_and_no_other() {
+        let digest = EMPTY_SHA256.as_bytes();
+        let pattern = format!("{EMPTY_MD5}\n/tmp/ok$;80\n/tmp/(;80\n");
+        let loaded = load_all(&[
+            b"/tmp/y$;80\nnot an indicator\n",
+            digest,
+            pattern.as_bytes(),
+            b"/tmp/x$;80\n",
+        ]);
+        let faults: Vec<_> = loaded.faults.iter().map(ToString::to_string).collect();
+        assert!(faults[0].starts_with("one.txt:2: "), "{faults:?}");
+        assert!(faults[1].starts_with("three.txt:3: "), "{faults:?}");
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        let files: Vec<_> = loaded.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(files, ["two.txt", "four.txt"]);
+        let sound = loaded.indicators;
+        assert_eq!(sound.find_sha256(&raw(EMPTY_SHA256)), Some("two.txt"));
+        assert_eq!(sound.match_path(b"/tmp/x")[0].list, "four.txt");
+        assert!(sound.match_path(b"/tmp/ok").is_empty(), "nothing of a broken list is used");
+        assert_eq!(sound.find_md5(&raw(EMPTY_MD5)), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Path patterns: many regular expressions over one path at once.
 
+use std::collections::BTreeMap;
+
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
 use super::IndicatorError;
@@ -54,33 +56,20 @@ pub(super) struct PathPatterns {
 }
 
 impl PathPatterns {
-    /// Compiles `patterns`. `lists` are the display names for errors.
-    pub(super) fn new(
-        patterns: Vec<PathPattern>,
-        lists: &[String],
-    ) -> Result<Self, IndicatorError> {
-        let wrong = |pattern: &PathPattern, problem: String| IndicatorError::Line {
-            list: lists.get(usize::from(pattern.list)).cloned().unwrap_or_default(),
-            line: pattern.line,
-            problem,
+    /// Compiles `patterns`, or gives them back with what kept them from it; [`wrong`] then says which it is.
+    pub(super) fn new(patterns: Vec<PathPattern>) -> Result<Self, (Vec<PathPattern>, String)> {
+        let sets: Result<_, _> = patterns.chunks(SET).map(compile).collect();
+        let sets = match sets {
+            Ok(sets) => sets,
+            Err(error) => return Err((patterns, error.to_string())),
         };
-        let mut sets = Vec::new();
-        for group in patterns.chunks(SET) {
-            sets.push(compile(group).map_err(|error| {
-                // The set does not say which of them it is.
-                let culprit = |p: &PathPattern| single(&p.pattern).err();
-                match group.iter().find_map(|p| culprit(p).map(|error| (p, error))) {
-                    Some((pattern, error)) => wrong(pattern, format!("the pattern {error}")),
-                    None => IndicatorError::Patterns(error.to_string()),
-                }
-            })?);
+        let single = |pattern: &PathPattern| pattern.false_positive.as_deref().map(single);
+        let regexes: Result<_, _> =
+            patterns.iter().map(|pattern| single(pattern).transpose()).collect();
+        match regexes {
+            Ok(false_positives) => Ok(Self { patterns, false_positives, sets }),
+            Err(error) => Err((patterns, error)),
         }
-        let false_positive = |pattern: &PathPattern| {
-            let regex = pattern.false_positive.as_deref().map(single).transpose();
-            regex.map_err(|error| wrong(pattern, format!("the false-positive pattern {error}")))
-        };
-        let false_positives = patterns.iter().map(false_positive).collect::<Result<_, _>>()?;
-        Ok(Self { patterns, false_positives, sets })
     }
 
     /// The patterns that match `path`, in order.
@@ -106,6 +95,26 @@ impl PathPatterns {
         };
         matched.filter(|index| !harmless(*index)).filter_map(hit).collect()
     }
+}
+
+/// The first fault of each list that has a pattern which cannot be used, by the list's number. `lists` are the display
+/// names. A set does not say which of its patterns it is, so each is compiled by itself: only worth it where one is.
+pub(super) fn wrong(patterns: &[PathPattern], lists: &[String]) -> BTreeMap<u16, IndicatorError> {
+    let mut wrong = BTreeMap::new();
+    for pattern in patterns {
+        if wrong.contains_key(&pattern.list) {
+            continue;
+        }
+        let false_positive = pattern.false_positive.as_deref().map(single).transpose();
+        let problem = match (single(&pattern.pattern), false_positive) {
+            (Err(error), _) => format!("the pattern {error}"),
+            (_, Err(error)) => format!("the false-positive pattern {error}"),
+            _ => continue,
+        };
+        let list = lists.get(usize::from(pattern.list)).cloned().unwrap_or_default();
+        wrong.insert(pattern.list, IndicatorError::Line { list, line: pattern.line, problem });
+    }
+    wrong
 }
 
 /// Loki's lists are written for Windows; on other systems Loki itself reads `\\` (an escaped backslash) as

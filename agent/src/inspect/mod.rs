@@ -27,7 +27,8 @@ use crate::{
 };
 pub(crate) use content::current_size;
 use content::{Blocks, Digests, READ, ReadError};
-use scan::{RuleScanner, Verdict};
+pub(crate) use scan::RuleScanner;
+use scan::Verdict;
 
 /// Bytes of a block where rules are judged in blocks.
 const BLOCK: usize = 8 << 20;
@@ -119,16 +120,9 @@ impl Inspector<'_> {
 
     /// Examines a file; a panic of any parser becomes a gap.
     fn examine_guarded(&mut self, job: &Job, file: BorrowedFd<'_>) -> Facts {
-        let facts = catch_unwind(AssertUnwindSafe(|| self.examine(job, file)));
-        facts.unwrap_or_else(|panic| {
+        guarded(job.seq, || self.examine(job, file)).unwrap_or_else(|facts| {
             self.scanner = self.settings.pack.map(RuleScanner::new);
             self.buffer = Vec::new();
-            let mut facts = Facts::new(job.seq);
-            fail(
-                &mut facts,
-                GapKind::Parser,
-                format!("a parser panicked: {}", panic_text(&*panic)),
-            );
             facts
         })
     }
@@ -164,15 +158,7 @@ impl Inspector<'_> {
         let format = format::identify(&data[..data.len().min(HEAD)]);
         facts.format = format.map(str::to_owned);
         if let Some(name) = format {
-            // Goblin has panicked on hostile files before, and may again: only its facts are lost.
-            match catch_unwind(|| binary::facts(data, name)) {
-                Ok(Ok(binary)) => facts.binary = binary,
-                Ok(Err(reason)) => trouble(facts, GapKind::Parser, format!("{name}: {reason}"), 1),
-                Err(panic) => {
-                    let reason = format!("{name}: the parser panicked: {}", panic_text(&*panic));
-                    trouble(facts, GapKind::Parser, reason, 1);
-                }
-            }
+            facts.binary = parsed(facts, name, || binary::facts(data, name));
         }
         if let Some(scanner) = &mut self.scanner {
             let result = scanner.scan(job, format, data, self.settings.limits);
@@ -285,6 +271,31 @@ impl Inspector<'_> {
     }
 }
 
+/// What an examination found out; where it panics, what is left to say of the file.
+fn guarded(seq: u64, examine: impl FnOnce() -> Facts) -> Result<Facts, Facts> {
+    catch_unwind(AssertUnwindSafe(examine)).map_err(|panic| {
+        let mut facts = Facts::new(seq);
+        let reason = format!("a parser panicked: {}", panic_text(&*panic));
+        fail(&mut facts, GapKind::Parser, reason);
+        facts
+    })
+}
+
+/// What a parser made of a format. Goblin has panicked on hostile files before, and may again: only its facts are lost.
+fn parsed<T>(
+    facts: &mut Facts,
+    format: &str,
+    parse: impl FnOnce() -> Result<Option<T>, String>,
+) -> Option<T> {
+    let reason = match catch_unwind(AssertUnwindSafe(parse)) {
+        Ok(Ok(parsed)) => return parsed,
+        Ok(Err(reason)) => reason,
+        Err(panic) => format!("the parser panicked: {}", panic_text(&*panic)),
+    };
+    trouble(facts, GapKind::Parser, format!("{format}: {reason}"), 1);
+    None
+}
+
 /// About how many bytes an answer takes.
 fn weight_of(facts: &Facts) -> usize {
     let binary = facts.binary.as_ref().map_or(0, |binary| {
@@ -350,4 +361,32 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned());
     text.chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parser_that_panics_costs_its_file_and_says_so() {
+        let facts = guarded(7, || panic!("index\n{} of 3", 9)).expect_err("it panicked");
+        assert_eq!((facts.seq, facts.scan), (7, ScanState::Error));
+        let trouble = Trouble {
+            kind: GapKind::Parser,
+            reason: r"a parser panicked: index\u{a}9 of 3".to_owned(),
+            count: 1,
+        };
+        assert_eq!(facts.troubles, [trouble]);
+        assert_eq!(guarded(7, || Facts::new(7)).expect("it did not").troubles, []);
+    }
+
+    #[test]
+    fn a_format_s_parser_that_panics_costs_what_it_would_have_said() {
+        let mut facts = Facts { scan: ScanState::Clean, ..Facts::new(7) };
+        let none: Option<()> = parsed(&mut facts, "ELF", || panic!("out of bounds"));
+        assert_eq!((none, facts.scan), (None, ScanState::Clean));
+        assert_eq!(facts.troubles[0].reason, "ELF: the parser panicked: out of bounds");
+        assert_eq!(parsed(&mut facts, "ELF", || Ok(Some(1))), Some(1));
+        assert_eq!(facts.troubles.len(), 1);
+    }
 }

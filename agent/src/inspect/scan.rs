@@ -48,6 +48,13 @@ impl<'r> RuleScanner<'r> {
         Self { pack, scanners: BTreeMap::new() }
     }
 
+    /// Makes every scanner that files may need, and gives them up: whoever can not make them judges no file.
+    pub(crate) fn make_all(pack: &LoadedPack) {
+        for route in [RouteIndex::Other, RouteIndex::Elf, RouteIndex::Full] {
+            drop(Scanner::new(pack.rules(route)));
+        }
+    }
+
     /// Scans a file that is in memory.
     pub(crate) fn scan(
         &mut self,

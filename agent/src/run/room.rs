@@ -26,6 +26,7 @@ use order::{OrderError, Taken};
 use state::{Ledger, Phase};
 
 mod disks;
+mod equip;
 mod examine;
 mod files;
 mod finish;
@@ -172,7 +173,10 @@ impl<'r> Agent<'r> {
         let news = self.news(order, true);
         let carried = self.carry_on(taken, &mut ledger, &news, is_first);
         match carried {
-            Ok(()) => Ok(Some(news)),
+            Ok(()) => {
+                news.rest();
+                Ok(Some(news))
+            }
             Err(stop) => {
                 news.close(LAST_WORDS / 4);
                 Err(stop)
@@ -237,7 +241,8 @@ impl<'r> Agent<'r> {
 
     /// A room that runs on the evidence has changed it already.
     fn refuse_own_disk(&self, order: &WorkOrder) -> Result<(), Stop> {
-        let disks = disks::list(Path::new(SYS)).unwrap_or_default();
+        // Without knowing the disks nobody can say that the evidence is not among them.
+        let disks = disks::list(Path::new(SYS)).context("list the disks of this machine")?;
         let wanted = self.wanted(order);
         if let Some((wanted, name)) = disks::evidence_at_root(&disks, &wanted, &self.root) {
             return Err(Stop::Unusable(format!(

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 use cleanroom_contract::{
-    EvidenceSource, Gap, GapKind, Report, RunState, VersionOne, VolumeRecord, VolumeState,
+    EvidenceSource, Finding, Gap, GapKind, Report, RunState, VersionOne, VolumeRecord, VolumeState,
     printable,
 };
 use tokio::runtime::Runtime;
@@ -56,7 +56,7 @@ pub(super) fn scan(args: &Scan) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Until the scan itself begins, Ctrl-C ends it as it ends any program.
     let mut signals = None;
-    let plan = Plan { key: key.as_ref(), watcher: None, gaps: Vec::new() };
+    let plan = Plan { key: key.as_ref(), ..Plan::default() };
     let report = examine(args, given, plan, (&runtime, &mut signals))?;
     show(args, &args.out, &report)?;
     Ok(status(args, &report))
@@ -68,6 +68,8 @@ pub(super) trait Watcher {
     fn begins(&self, volume: &str, total: Option<u64>);
     /// What the run shows.
     fn sees(&self, sight: &Sight<'_>);
+    /// The bundle is being sealed; told again and again while it is.
+    fn seals(&self);
 }
 
 /// What is not typed on a command line.
@@ -79,6 +81,10 @@ pub(super) struct Plan<'p> {
     pub(super) watcher: Option<&'p dyn Watcher>,
     /// What is known to be missing before the scan begins.
     pub(super) gaps: Vec<Gap>,
+    /// What is known to be suspicious before it begins.
+    pub(super) findings: Vec<Finding>,
+    /// A broken indicator list costs itself only, which is a gap, and not the scan.
+    pub(super) spares_lists: bool,
 }
 
 /// Scans what was given into a sealed bundle; `args` says how and where.
@@ -96,6 +102,7 @@ pub(super) fn examine(
     let scratch = prepare::scratch(args, &given)?;
     let mut setup = prepare::setup(args, prepared.as_ref(), indicators)?;
     setup.replay = scratch;
+    setup.spares_lists = plan.spares_lists;
     let mut report = prepare::draft(args, &setup);
     if let Some(prepared) = &prepared {
         report.rules.clone_from(&prepared.header.sources);
@@ -129,7 +136,9 @@ pub(super) fn examine(
             Err(error)
         }
     };
-    let sealed = records.and_then(|records| Ok(seal::seal(&out, records, report, plan.key)?));
+    let mut alive = || plan.watcher.into_iter().for_each(Watcher::seals);
+    let sealed =
+        records.and_then(|records| Ok(seal::seal(&out, records, report, plan.key, &mut alive)?));
     sealed.with_context(|| {
         let folder = out.display();
         Hint(format!(
@@ -217,7 +226,7 @@ impl Session<'_> {
             Supervisor::start(setup, spool, signals, Box::new(move |sight| watch.see(&sight)))
                 .await?;
         self.report.indicators.clone_from(&supervisor.indicators);
-        self.rule_gaps(&mut supervisor)?;
+        self.own_records(&mut supervisor)?;
         for given in given {
             if supervisor.signals.received > 0 {
                 let record = volume_record(&given.name, &given.path, "unknown");
@@ -241,23 +250,27 @@ impl Session<'_> {
         Ok(spool)
     }
 
-    /// A rule that did not compile judged nothing, nor did one that did not come.
-    fn rule_gaps(&self, supervisor: &mut Supervisor<'_>) -> anyhow::Result<()> {
+    /// A rule that did not compile judged nothing, nor did a broken list, nor what did not come.
+    fn own_records(&self, supervisor: &mut Supervisor<'_>) -> anyhow::Result<()> {
+        let gap = |what: &str, advice: &str| Gap {
+            v: VersionOne,
+            kind: GapKind::Rules,
+            volume: None,
+            path: None,
+            reason: format!("not used: {what}"),
+            advice: Some(advice.to_owned()),
+            count: 1,
+        };
         let errors = self.report.rule_diagnostics.iter().filter(|diagnostic| diagnostic.error);
-        for (sub, diagnostic) in (0..).zip(errors) {
-            let gap = Gap {
-                v: VersionOne,
-                kind: GapKind::Rules,
-                volume: None,
-                path: None,
-                reason: format!("not used: {}", rules::line_of(diagnostic)),
-                advice: Some("mend the rule and scan again".to_owned()),
-                count: 1,
-            };
-            supervisor.write_own(u32::MAX, &walk::gap_line(&gap, u64::MAX, sub))?;
-        }
-        for (sub, gap) in (1 << 24..).zip(&self.plan.gaps) {
+        let rules = errors.map(|e| gap(&rules::line_of(e), "mend the rule and scan again"));
+        let lists = supervisor.list_faults.iter();
+        let lists = lists.map(|fault| gap(&printable(fault), "mend the list and scan again"));
+        let gaps: Vec<_> = rules.chain(lists).chain(self.plan.gaps.iter().cloned()).collect();
+        for (sub, gap) in (0..).zip(&gaps) {
             supervisor.write_own(u32::MAX, &walk::gap_line(gap, u64::MAX, sub))?;
+        }
+        for (sub, finding) in (0..).zip(&self.plan.findings) {
+            supervisor.write_own(u32::MAX, &walk::finding_line(finding, u64::MAX, sub))?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use cleanroom_contract::{GapKind, RuleFile, Severity, SeverityCounts};
+use cleanroom_contract::{Gap, GapKind, RuleFile, Severity, SeverityCounts, VersionOne};
 use rustix::fs::MemfdFlags;
 
 use crate::{
@@ -72,6 +72,8 @@ pub(crate) struct Setup {
     pub rules: Option<File>,
     /// Indicator lists with their names.
     pub indicators: Vec<(String, File)>,
+    /// A broken list costs itself only, and not the run.
+    pub spares_lists: bool,
     /// Where dirty journals are replayed into; absent where what is stored is to be seen.
     pub replay: Option<Scratch>,
 }
@@ -186,6 +188,8 @@ pub(crate) struct Supervisor<'w> {
     watch: Box<Watch<'w>>,
     /// The lists as the walker loaded them.
     pub(crate) indicators: Vec<RuleFile>,
+    /// What is wrong with those that it did not.
+    pub(crate) list_faults: Vec<String>,
 }
 
 impl std::fmt::Debug for Supervisor<'_> {
@@ -202,7 +206,7 @@ impl<'w> Supervisor<'w> {
         signals: &'w mut Signals,
         watch: Box<Watch<'w>>,
     ) -> Result<Self, SuperviseError> {
-        let (walker, indicators) = start_walker(&mut setup).await?;
+        let (walker, indicators, list_faults) = start_walker(&mut setup).await?;
         let zygote = start_zygote(&setup).await?;
         let slots = (0..setup.inspectors).map(|_| Slot::default()).collect();
         let mut supervisor = Self {
@@ -217,6 +221,7 @@ impl<'w> Supervisor<'w> {
             signals,
             watch,
             indicators,
+            list_faults,
         };
         supervisor.staff()?;
         Ok(supervisor)
@@ -397,12 +402,35 @@ impl<'w> Supervisor<'w> {
         if self.zygotes_lost > ZYGOTES {
             return Err(SuperviseError::KeepsEnding { role: "zygote", times: ZYGOTES });
         }
-        let new = start_zygote(&self.setup).await?;
+        let new = match start_zygote(&self.setup).await {
+            Err(SuperviseError::Rules { reason }) => {
+                self.go_on_without_rules(&reason)?;
+                start_zygote(&self.setup).await?
+            }
+            started => started?,
+        };
         std::mem::replace(&mut self.zygote, new).end().await;
         for slot in &mut self.slots {
             *slot = Slot { generation: slot.generation, ..Slot::default() };
         }
         self.staff()
+    }
+
+    /// Rules that loaded once and do not any more cost what they would have judged from here on.
+    fn go_on_without_rules(&mut self, reason: &str) -> Result<(), SuperviseError> {
+        self.setup.rules = None;
+        let gap = Gap {
+            v: VersionOne,
+            kind: GapKind::Rules,
+            volume: None,
+            path: None,
+            reason: format!(
+                "the rules could not be loaded again: {reason}: files behind this were not judged by them"
+            ),
+            advice: Some("scan again".to_owned()),
+            count: 1,
+        };
+        self.write(&crate::walk::gap_line(&gap, u64::MAX, u32::MAX))
     }
 
     /// Records that a volume was not walked to its end, and starts a new walker.
@@ -415,7 +443,7 @@ impl<'w> Supervisor<'w> {
         );
         gap.advice = Some("scan this volume again by itself".to_owned());
         self.write(&crate::walk::gap_line(&gap, u64::MAX, u32::MAX))?;
-        let (new, _) = start_walker(&mut self.setup).await?;
+        let (new, ..) = start_walker(&mut self.setup).await?;
         std::mem::replace(&mut self.walker, new).end().await;
         // Theirs served the lost walker, and may still be busy with its files.
         for slot in 0..self.setup.inspectors {
@@ -446,8 +474,10 @@ fn told(sent: Result<(), ProtocolError>) -> Result<(), ProtocolError> {
     }
 }
 
-/// Starts a walker and gives it the lists.
-async fn start_walker(setup: &mut Setup) -> Result<(Peer, Vec<RuleFile>), SuperviseError> {
+/// Starts a walker and gives it the lists: those that it loaded, and what is wrong with the others.
+async fn start_walker(
+    setup: &mut Setup,
+) -> Result<(Peer, Vec<RuleFile>, Vec<String>), SuperviseError> {
     let start = |source| SuperviseError::Start { role: "walker", source };
     let mut walker = Peer::start(Role::Walker).map_err(start)?;
     let configure = ToWalker::Configure {
@@ -457,24 +487,46 @@ async fn start_walker(setup: &mut Setup) -> Result<(Peer, Vec<RuleFile>), Superv
         reuse_links: setup.reuse_links,
     };
     let channel = walker.channel();
-    channel.send(&configure, &[])?;
+    // Where it dies meanwhile, receiving from it says so.
+    told(channel.send(&configure, &[]))?;
     for (name, file) in &setup.indicators {
         rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0)).map_err(|e| start(e.into()))?;
-        channel.send(&ToWalker::Indicators { name: name.clone() }, &[file.as_fd()])?;
+        told(channel.send(&ToWalker::Indicators { name: name.clone() }, &[file.as_fd()]))?;
     }
-    channel.send(&ToWalker::IndicatorsEnd, &[])?;
-    let silent = |_| SuperviseError::Silent { role: "walker", seconds: RULES_TIME.as_secs() };
-    let answer = tokio::time::timeout(RULES_TIME, walker.receive()).await.map_err(silent)?;
-    match answer? {
-        Some(FromWalker::Indicators { loaded: Ok(files), md5, sha1 }) => {
+    told(channel.send(&ToWalker::IndicatorsEnd, &[]))?;
+    match tokio::time::timeout(RULES_TIME, walker.receive()).await {
+        Ok(Ok(Some(FromWalker::Indicators { loaded: Ok(files), faults, md5, sha1 }))) => {
+            if let Some(first) = faults.first().filter(|_| !setup.spares_lists) {
+                return Err(SuperviseError::Indicators { reason: first.clone() });
+            }
             setup.measures.md5 |= md5;
             setup.measures.sha1 |= sha1;
-            Ok((walker, files))
+            Ok((walker, files, faults))
         }
-        Some(FromWalker::Indicators { loaded: Err(reason), .. }) => {
+        Ok(Ok(Some(FromWalker::Indicators { loaded: Err(reason), .. }))) => {
             Err(SuperviseError::Indicators { reason })
         }
-        _ => Err(ProtocolError::Ended { peer: "walker" }.into()),
+        answer => {
+            let error = no_answer("walker", answer.map(Result::err));
+            // With lists to load they are what it died of, as far as can be told.
+            Err(if setup.indicators.is_empty() {
+                error
+            } else {
+                SuperviseError::Indicators { reason: format!("load the lists: {error}") }
+            })
+        }
+    }
+}
+
+/// Why a role did not come to work.
+fn no_answer(
+    role: &'static str,
+    answer: Result<Option<ProtocolError>, tokio::time::error::Elapsed>,
+) -> SuperviseError {
+    match answer {
+        Ok(Some(error)) => error.into(),
+        Ok(None) => ProtocolError::Ended { peer: role }.into(),
+        Err(_) => SuperviseError::Silent { role, seconds: RULES_TIME.as_secs() },
     }
 }
 
@@ -492,13 +544,18 @@ async fn start_zygote(setup: &Setup) -> Result<Peer, SuperviseError> {
         rustix::fs::seek(rules, rustix::fs::SeekFrom::Start(0)).map_err(|e| start(e.into()))?;
         descriptors.push(rules.as_fd());
     }
-    zygote.channel().send(&configure, &descriptors)?;
+    told(zygote.channel().send(&configure, &descriptors))?;
     match tokio::time::timeout(RULES_TIME, zygote.receive()).await {
         Ok(Ok(Some(FromZygote::Ready))) => Ok(zygote),
         Ok(Ok(Some(FromZygote::Unable { reason }))) => Err(SuperviseError::Rules { reason }),
-        Ok(Ok(_)) => Err(ProtocolError::Ended { peer: "zygote" }.into()),
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(SuperviseError::Silent { role: "zygote", seconds: RULES_TIME.as_secs() }),
+        answer => {
+            let error = no_answer("zygote", answer.map(Result::err));
+            // With rules to load they are what it died of, as far as can be told.
+            Err(match &setup.rules {
+                Some(_) => SuperviseError::Rules { reason: error_chain(&error) },
+                None => error,
+            })
+        }
     }
 }
 

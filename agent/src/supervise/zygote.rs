@@ -61,6 +61,17 @@ pub(crate) fn run(mut channel: Channel) -> Result<(), ZygoteError> {
     } else {
         None
     };
+    if let Some(pack) = &pack {
+        match trial(pack)? {
+            Trial::Child => return Ok(()),
+            Trial::Ended(how) => {
+                let reason = format!("an inspector that made scanners of them {how}");
+                channel.send(&FromZygote::Unable { reason }, &[])?;
+                return Ok(());
+            }
+            Trial::Passed => {}
+        }
+    }
     channel.send(&FromZygote::Ready, &[])?;
 
     let mut mask = SigSet::empty();
@@ -127,6 +138,42 @@ fn fork() -> nix::Result<Option<Pid>> {
     }
 }
 
+/// How a trial of the rules went.
+enum Trial {
+    /// This is the process that they were tried on.
+    Child,
+    Passed,
+    Ended(String),
+}
+
+/// Has a process make of the rules what every inspector makes of them. Where it dies of that, so would all: no file is to
+/// blame, and none would be examined. Where it falls silent, so does the zygote.
+fn trial(pack: &LoadedPack) -> Result<Trial, ZygoteError> {
+    let Some(pid) = fork()? else {
+        role::enter("trial", None).map_err(ZygoteError::Rules)?;
+        inspect::RuleScanner::make_all(pack);
+        return Ok(Trial::Child);
+    };
+    loop {
+        match waitpid(pid, None) {
+            Err(nix::Error::EINTR) => {}
+            Ok(WaitStatus::Exited(_, 0)) => return Ok(Trial::Passed),
+            status => return Ok(Trial::Ended(ended(status?).map_or_else(String::new, |e| e.1))),
+        }
+    }
+}
+
+/// Who ended, and how; `None` where nobody has.
+fn ended(status: WaitStatus) -> Option<(Pid, String)> {
+    match status {
+        WaitStatus::Exited(pid, code) => Some((pid, format!("exited with status {code}"))),
+        WaitStatus::Signaled(pid, signal, _) => {
+            Some((pid, format!("was killed by {}", signal.as_str())))
+        }
+        _ => None,
+    }
+}
+
 /// What the forked process does.
 fn inspector(
     socket: OwnedFd,
@@ -176,13 +223,12 @@ impl Children {
     fn reap(&mut self, channel: &mut Channel) -> Result<(), ZygoteError> {
         loop {
             let (pid, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exited with status {code}")),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid, format!("was killed by {}", signal.as_str()))
-                }
                 Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return Ok(()),
-                Ok(_) | Err(nix::Error::EINTR) => continue,
-                Err(error) => return Err(error.into()),
+                Err(nix::Error::EINTR) => continue,
+                status => match ended(status?) {
+                    Some(ended) => ended,
+                    None => continue,
+                },
             };
             if let Some(slot) = self.slots.remove(&pid) {
                 channel.send(&FromZygote::Exited { slot, pid: pid.as_raw(), how }, &[])?;

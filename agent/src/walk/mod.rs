@@ -22,7 +22,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::{
-    indicators::Indicators,
+    indicators::{Indicators, Loaded},
     protocol::{
         Channel, Counters, Facts, Filled, FromWalker, Job, Limits, Line, ProtocolError, ToWalker,
         WalkOrder,
@@ -36,7 +36,7 @@ use crate::{
         verdict::Judge,
     },
 };
-pub(crate) use verdict::{gap, gap_line};
+pub(crate) use verdict::{finding_line, gap, gap_line};
 
 /// Files that wait for an inspector, largest first. More would hold more descriptors and gain nothing.
 const LOOK_AHEAD: usize = 512;
@@ -113,13 +113,14 @@ fn load_indicators(channel: &mut Channel) -> Result<Option<Indicators>, WalkErro
         }
     }
     let (answer, indicators) = match Indicators::load(lists) {
-        Ok((indicators, loaded)) => {
+        Ok(Loaded { indicators, files, faults }) => {
             let (md5, sha1) = (indicators.needs_md5(), indicators.needs_sha1());
-            (FromWalker::Indicators { loaded: Ok(loaded), md5, sha1 }, Some(indicators))
+            let faults = faults.iter().map(|fault| error_chain(fault)).collect();
+            (FromWalker::Indicators { loaded: Ok(files), faults, md5, sha1 }, Some(indicators))
         }
         Err(error) => {
             let loaded = Err(error_chain(&error));
-            (FromWalker::Indicators { loaded, md5: false, sha1: false }, None)
+            (FromWalker::Indicators { loaded, faults: Vec::new(), md5: false, sha1: false }, None)
         }
     };
     channel.send(&answer, &[])?;

@@ -287,9 +287,8 @@ fn gap_of(record: &FileRecord, kind: GapKind, reason: String) -> Gap {
 fn lines(record: FileRecord, findings: Vec<Finding>, gaps: Vec<Gap>) -> Vec<Line> {
     let seq = record.seq;
     let mut lines = vec![file_line(record)];
-    for (sub, finding) in (0..).zip(findings) {
-        let kind = LineKind::Finding(finding.severity);
-        lines.push(line(kind, seq, sub, &Record::Finding(finding)));
+    for (sub, finding) in (0..).zip(&findings) {
+        lines.push(finding_line(finding, seq, sub));
     }
     for (sub, gap) in (0..).zip(&gaps) {
         lines.push(gap_line(gap, seq, sub));
@@ -334,6 +333,11 @@ fn file_line(record: FileRecord) -> Line {
 /// A gap as a line.
 pub(crate) fn gap_line(gap: &Gap, seq: u64, sub: u32) -> Line {
     line(LineKind::Gap(gap.kind), seq, sub, &Record::Gap(gap.clone()))
+}
+
+/// A finding as a line.
+pub(crate) fn finding_line(finding: &Finding, seq: u64, sub: u32) -> Line {
+    line(LineKind::Finding(finding.severity), seq, sub, &Record::Finding(finding.clone()))
 }
 
 fn line(kind: LineKind, seq: u64, sub: u32, record: &Record) -> Line {

@@ -106,7 +106,7 @@ impl Process {
 }
 
 /// All processes below `pid`.
-fn descendants(pid: i32) -> Vec<Process> {
+pub(crate) fn descendants(pid: i32) -> Vec<Process> {
     let numbers = fs::read_dir("/proc").unwrap().flatten();
     let all: Vec<Process> = numbers
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())

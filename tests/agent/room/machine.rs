@@ -125,10 +125,33 @@ impl Machine {
 
     /// What the agent's state says of a scan's phase; empty where nothing is said yet.
     pub(super) fn phase(&self, scan: &ScanId) -> String {
+        self.told(scan)["phase"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// How many times a scan was begun.
+    pub(super) fn begun(&self, scan: &ScanId) -> u64 {
+        self.told(scan)["begun"].as_u64().unwrap_or_default()
+    }
+
+    /// What the agent's state says of a scan; nothing where none is there yet.
+    fn told(&self, scan: &ScanId) -> serde_json::Value {
         let state = fs::read(self.state().join(scan.as_str()).join("state.json"));
-        let state: serde_json::Value =
-            state.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        state["phase"].as_str().unwrap_or_default().to_owned()
+        state.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// A script in a mount namespace of its own, which runs the agent with these arguments as `"$@"`, and has `$state` and
+    /// `$log`, a folder. What it left in `$log`.
+    pub(super) fn script(&self, script: &str, arguments: &[&str]) -> PathBuf {
+        let log = tempfile::Builder::new().prefix("log-").tempdir_in(self.path()).unwrap().keep();
+        let agent = self.command(arguments);
+        let mut shell = Command::new("unshare");
+        shell.args(["--mount", "--propagation", "private", "sh", "-uc", script, "sh"]);
+        shell.arg(agent.get_program()).args(agent.get_args());
+        shell.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.env("state", self.state()).env("log", &log);
+        let output = shell.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        log
     }
 }
 

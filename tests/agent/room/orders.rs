@@ -12,7 +12,7 @@ use super::{
         CASE, Machine, RULE, VOLUME, digest, metadata, order, ordered_file, put_order, said,
     },
 };
-use crate::support::wait_until;
+use crate::support::{is_root_for, wait_until};
 
 const FIRST: &str = "20260102T030405Z-0123abcd";
 const UNUSABLE: &str = "20260102T040000Z-00000000";
@@ -71,10 +71,27 @@ fn a_room_takes_its_order_from_user_data_and_waits_for_newer_ones() {
     assert!(added[0].source.contains("planted_shell"), "{added:?}");
     assert_eq!(after.findings.len(), before.findings.len() + 1);
     let failed = account.events(&first.case, &UNUSABLE.parse().unwrap());
-    assert!(matches!(failed[0].news, RoomNews::Failed { .. }), "{failed:?}");
+    assert!(matches!(failed.last().unwrap().news, RoomNews::Failed { .. }), "{failed:?}");
     let last = account.events(&second.case, &second.scan);
     assert!(matches!(last.last().unwrap().news, RoomNews::Idle), "{last:?}");
     assert_eq!(account.messages().len(), 2);
+    account.assert_written_once();
+}
+
+#[test]
+fn an_order_that_waits_behind_another_is_told_so() {
+    let account = Account::new();
+    let machine = Machine::new(&account);
+    let (first, second) = (order(&account, FIRST), order(&account, SECOND));
+    put_order(&account, &second);
+    machine.expect(0, &["--work-order", &machine.order_file(&first), "--idle", "4s"]);
+    let told = account.events(&second.case, &second.scan);
+    match &told[0].news {
+        RoomNews::Queued { behind } => assert_eq!(*behind, first.scan),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(told[1].news, RoomNews::Started { attempt: 1, .. }), "{told:?}");
+    assert!(told.iter().any(|event| matches!(event.news, RoomNews::Published { .. })), "{told:?}");
     account.assert_written_once();
 }
 
@@ -125,6 +142,29 @@ fn what_can_never_be_carried_out_is_not_tried_again() {
     machine.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata("#!/bin/sh\necho\n".to_owned()));
     let output = machine.expect(78, &[]);
     assert!(said(&output).contains("user data"), "{}", said(&output));
+    assert!(account.versions().is_empty());
+}
+
+#[test]
+fn a_machine_whose_disks_are_not_known_is_refused() {
+    if !is_root_for("a machine that does not show its disks") {
+        return;
+    }
+    let account = Account::new();
+    let machine = Machine::new(&account);
+    let file = machine.order_file(&order(&account, FIRST));
+    let script = r#"
+        mount -t tmpfs tmpfs /sys
+        "$@" 2>"$log/err"; echo $? >"$log/status"
+    "#;
+    let log = machine.script(script, &["--work-order", &file]);
+    let text = |name: &str| fs::read_to_string(log.join(name)).unwrap();
+    assert_eq!(text("status"), "75\n", "{}", text("err"));
+    assert!(
+        text("err").contains("list the disks of this machine: No such file"),
+        "{}",
+        text("err")
+    );
     assert!(account.versions().is_empty());
 }
 

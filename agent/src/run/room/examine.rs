@@ -1,40 +1,44 @@
 //! From an order to a sealed bundle, on the room's own disk.
 //!
-//! Purpose: wait for the volumes, fetch the rules, scan all of it into one bundle. Touches the evidence through the scan,
-//! the bucket for reading, and the scan's own folder. Never gives a scan up for a volume, a rule or a list that is missing:
-//! each is a gap.
+//! Purpose: wait for the volumes, scan all of it into one bundle. Touches the evidence through the scan, the bucket for
+//! reading, and the scan's own folder. Never gives a scan up for a volume, a rule or a list that is missing: each is a gap;
+//! nor what was recorded, whatever ended the scan.
 
 use std::{
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use cleanroom_contract::{Gap, RoomNews, Summary, VolumeId, WorkOrder, printable};
+use cleanroom_contract::{
+    RoomNews, RoomWork, Summary, VolumeId, WorkOrder, bundle_prefix, printable,
+};
 
 use super::{
     super::{
-        say,
+        causes, say,
         scan::{self, Given, Plan},
         seal_spool,
     },
     Agent, EVIDENCE, SYS, Stop,
     disks::{self, Disk},
-    files,
+    equip::Equipment,
     news::News,
     order::Taken,
-    state::{Ledger, Phase},
+    state::{self, Ledger},
 };
 use crate::{
+    bundle::{seal::SPOOL, sums::SUMS},
     cli::Scan,
     evidence::view::Evidence,
     publish,
-    rules::RulesError,
-    supervise::{SuperviseError, error_chain},
+    supervise::error_chain,
 };
 
-/// How often a scan is begun, before what the last one found is sealed as it is: something here ends the agent.
-const BEGINNINGS: u32 = 16;
+/// How often a scan is begun, before the most that was found is sealed as it is: something here ends the agent, and is not
+/// met again and again.
+const BEGINNINGS: u32 = 3;
 /// The pause between two looks at the disks.
 const LOOK: Duration = Duration::from_millis(250);
 /// The time a file gets where the order does not say, in seconds.
@@ -47,7 +51,8 @@ struct Place {
 }
 
 impl Agent<'_> {
-    /// Scans, and seals what was found. What keeps it from a bundle is written down: nothing but a kill leads here again.
+    /// Scans, and seals what was found: all of it, or what there is where something cut the scan short. Where there is
+    /// nothing to seal, that is written down: nothing but a kill leads here again.
     pub(super) fn examine(
         &mut self,
         taken: &Taken,
@@ -56,23 +61,54 @@ impl Agent<'_> {
         is_first: bool,
     ) -> Result<(), Stop> {
         if publish::sealed(&ledger.bundle()).is_none() {
-            let scanned = if ledger.state.begun < BEGINNINGS {
-                let places = self.attach(&taken.order, news, is_first)?;
-                ledger.begin().context("write the state")?;
-                self.scan(taken, ledger, &places, news)
-            } else {
-                say(&format!("the scan was begun {BEGINNINGS} times: its last records are sealed"));
-                seal_spool(&ledger.bundle(), None).map(drop)
-            };
-            self.asked |= self.signals.as_ref().is_some_and(|signals| signals.received > 0);
-            if let Err(error) = scanned {
-                let reason = printable(&format!("{error:#}"));
-                say(&format!("the scan ended without a bundle: {reason}"));
-                news.tell(RoomNews::Failed { reason: reason.clone() });
-                return Ok(ledger.fail(&reason).context("write the state")?);
+            if ledger.state.cut.is_none()
+                && let Some(why) = self.begin(taken, ledger, news, is_first)?
+            {
+                ledger.cut(&why).context("write the state")?;
+            }
+            if let Some(why) = ledger.state.cut.clone()
+                && let Err(reason) = salvage(ledger, news, &why)?
+            {
+                return give_up(ledger, news, &reason);
             }
         }
-        Ok(ledger.reach(Phase::Sealed).context("write the state")?)
+        Ok(ledger.sealed().context("write the state")?)
+    }
+
+    /// Why a scan of this name can not be published, where another room has done so.
+    fn done_elsewhere(&self, order: &WorkOrder) -> Option<String> {
+        let prefix = bundle_prefix(&order.case, &order.scan);
+        let store = self.aws.brief_store(&order.publish.bucket);
+        // Who can not look now finds out when it publishes.
+        let keys = self.runtime.block_on(store.list(&prefix, None)).ok()?;
+        let sums = format!("{prefix}{SUMS}");
+        keys.contains(&sums).then(|| {
+            format!("{sums} is there already: another room has published a bundle of this scan")
+        })
+    }
+
+    /// Begins the scan, and comes to its end; else why not.
+    fn begin(
+        &mut self,
+        taken: &Taken,
+        ledger: &mut Ledger,
+        news: &News,
+        is_first: bool,
+    ) -> Result<Option<String>, Stop> {
+        if ledger.state.begun >= BEGINNINGS {
+            return Ok(Some(format!("the agent was ended {BEGINNINGS} times while it scanned")));
+        }
+        let places = self.attach(&taken.order, news, is_first)?;
+        if ledger.state.begun == 0
+            && let Some(why) = self.done_elsewhere(&taken.order)
+        {
+            return Ok(Some(why));
+        }
+        let equipment = self.equip(&taken.order, ledger, news)?;
+        ledger.begin().context("write the state")?;
+        let scanned = self.scan(taken, ledger, (&places, equipment), news);
+        self.asked |= self.signals.as_ref().is_some_and(|signals| signals.received > 0);
+        Ok(scanned.err().map(|error| causes(&error)))
     }
 
     /// Waits until the volumes are there, or their time is up; makes them read-only, and tells who came.
@@ -84,8 +120,15 @@ impl Agent<'_> {
     ) -> Result<Vec<Place>, Stop> {
         let wanted = self.wanted(order);
         let until = Instant::now() + Duration::from_secs(order.limits.attach_seconds.into());
+        let mut said = false;
         let (places, disks) = loop {
-            let disks = disks::list(Path::new(SYS)).unwrap_or_default();
+            news.works(RoomWork::Attaching);
+            let disks = disks::list(Path::new(SYS));
+            if let Err(error) = &disks
+                && !std::mem::replace(&mut said, true)
+            {
+                say(&format!("the disks of this machine can not be listed: {error}"));
+            }
             let places: Vec<_> = wanted.iter().map(|w| self.place(w, &disks)).collect();
             if places.iter().all(|place| place.path.is_ok()) || Instant::now() >= until {
                 break (places, disks);
@@ -102,21 +145,19 @@ impl Agent<'_> {
         if is_first {
             self.signal(EVIDENCE, !found.is_empty());
         }
-        let unexpected = disks::unexpected(&disks, &wanted, &self.root);
+        let unexpected = disks::unexpected(&disks.unwrap_or_default(), &wanted, &self.root);
         news.tell(RoomNews::Attached { found, missing, unexpected });
         Ok(places)
     }
 
     /// Where a volume is now.
-    fn place(&self, wanted: &disks::Wanted, disks: &[Disk]) -> Place {
+    fn place(&self, wanted: &disks::Wanted, disks: &io::Result<Vec<Disk>>) -> Place {
         let named = self.args.evidence.iter().find(|(volume, _)| *volume == wanted.source);
-        let path = match (named, wanted.find(disks)) {
+        let found = disks.as_ref().ok().and_then(|disks| wanted.find(disks));
+        let path = match (named, found) {
             (Some((_, path)), _) => Ok(path.clone()),
             (None, Some(disk)) => Ok(Path::new("/dev").join(&disk.name)),
-            (None, None) => Err(match &wanted.copy {
-                Some(copy) => format!("its copy {copy} was not attached in time"),
-                None => "nobody said which disk is its copy".to_owned(),
-            }),
+            (None, None) => Err(nowhere(wanted, disks)),
         };
         // A device may be named before it can be opened.
         let path = path.and_then(|path| match path.exists() {
@@ -131,48 +172,21 @@ impl Agent<'_> {
         &mut self,
         taken: &Taken,
         ledger: &Ledger,
-        places: &[Place],
+        (places, mut equipment): (&[Place], Equipment),
         news: &News,
     ) -> anyhow::Result<()> {
-        let order = &taken.order;
-        let store = self.aws.store(&order.publish.bucket);
-        let (rules, lists) = self.runtime.block_on(async {
-            let rules = files::fetch(&store, &order.rules, &ledger.folder("rules")).await;
-            let folder = ledger.folder("indicators");
-            (rules, files::fetch(&store, &order.indicators, &folder).await)
-        });
-        let rules = files::as_arguments(&order.rules, rules);
-        let mut gaps = rules.gaps;
-        gaps.extend(lists.gaps);
         let mut args = arguments(taken, ledger.bundle(), self.args.state.clone());
-        (args.rules, args.indicators) = (rules.paths, lists.paths);
-        // Rules or lists that can not be used at all cost what they would have found, and no more.
-        for _ in 0..2 {
-            match self.scan_once(&args, places, gaps.clone(), news) {
-                Err(error) if error.downcast_ref::<RulesError>().is_some() => {
-                    gaps.push(unused("the rules", &error));
-                    args.rules.clear();
-                }
-                Err(error) if is_of_lists(&error) => {
-                    gaps.push(unused("the indicators", &error));
-                    args.indicators.clear();
-                }
-                scanned => return scanned,
+        loop {
+            let Equipment { rules, indicators, gaps, findings } = equipment.clone();
+            (args.rules, args.indicators) = (rules, indicators);
+            let given = places.iter().map(open).collect();
+            let plan = Plan { key: None, watcher: Some(news), gaps, findings, spares_lists: true };
+            match scan::examine(&args, given, plan, (&self.runtime, &mut self.signals)) {
+                // Rules or lists that can not be used at all cost what they would have found, and no more.
+                Err(error) if equipment.shed(&taken.order, &error) => {}
+                scanned => return scanned.map(drop),
             }
         }
-        self.scan_once(&args, places, gaps, news)
-    }
-
-    fn scan_once(
-        &mut self,
-        args: &Scan,
-        places: &[Place],
-        gaps: Vec<Gap>,
-        news: &News,
-    ) -> anyhow::Result<()> {
-        let given = places.iter().map(open).collect();
-        let plan = Plan { watcher: Some(news), gaps, ..Plan::default() };
-        scan::examine(args, given, plan, (&self.runtime, &mut self.signals)).map(drop)
     }
 
     /// Tells that the bundle is sealed.
@@ -229,11 +243,67 @@ fn arguments(taken: &Taken, out: PathBuf, scratch: PathBuf) -> Scan {
     }
 }
 
-fn is_of_lists(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(SuperviseError::Indicators { .. }))
+/// Seals the most that any beginning of a scan has recorded, or says why there is no bundle.
+///
+/// # Errors
+/// There is no space for it. That may change: what was recorded stays as it is, for the next start.
+fn salvage(ledger: &mut Ledger, news: &News, why: &str) -> Result<Result<(), String>, Stop> {
+    if !ledger.choose().context("write the state")? {
+        return Ok(Err(why.to_owned()));
+    }
+    say(&format!("the scan was cut short, and what it recorded is sealed: {why}"));
+    let folder = ledger.bundle();
+    let sealed = seal_spool(&folder, None, Some(why), &mut || news.works(RoomWork::Sealing));
+    let Err(error) = sealed else { return Ok(Ok(())) };
+    let reason = format!("{why}; seal what was found: {}", causes(&error));
+    let is_full = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(state::is_full)
+    };
+    if !error.chain().any(is_full) {
+        return Ok(Err(reason));
+    }
+    // Half a bundle is in the way of the whole one.
+    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        if entry.file_name() != SPOOL {
+            drop(fs::remove_file(entry.path()));
+        }
+    }
+    let kept = folder.join(SPOOL);
+    let reason = format!("{reason}: what was found stays in {}", kept.display());
+    news.tell(RoomNews::Failed { reason: reason.clone() });
+    Err(Stop::Again(anyhow::anyhow!(reason)))
 }
 
-/// The gap of rules or lists that can not be used at all.
-fn unused(what: &str, error: &anyhow::Error) -> Gap {
-    files::gap(printable(&format!("not used: {what}: {error:#}")))
+/// Writes down and tells that there will be no bundle.
+fn give_up(ledger: &mut Ledger, news: &News, reason: &str) -> Result<(), Stop> {
+    say(&format!("the scan ended without a bundle: {reason}"));
+    news.tell(RoomNews::Failed { reason: reason.to_owned() });
+    Ok(ledger.fail(reason).context("write the state")?)
+}
+
+/// Why a volume is nowhere: what is said of the disks, where they could not be listed.
+fn nowhere(wanted: &disks::Wanted, disks: &io::Result<Vec<Disk>>) -> String {
+    match (disks, &wanted.copy) {
+        (Err(error), _) => format!("the disks of this machine can not be listed: {error}"),
+        (Ok(_), Some(copy)) => format!("its copy {copy} was not attached in time"),
+        (Ok(_), None) => "nobody said which disk is its copy".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_can_not_be_looked_for_is_not_said_to_be_missing() {
+        let copy: VolumeId = "vol-0bbbbbbbbbbbbbbbb".parse().unwrap();
+        let source = "vol-0aaaaaaaaaaaaaaaa".parse().unwrap();
+        let wanted = disks::Wanted { source, copy: Some(copy), gib: 8, place: 0 };
+        let none = tempfile::tempdir().unwrap();
+        let why = nowhere(&wanted, &disks::list(none.path()));
+        assert!(why.contains("can not be listed: No such file"), "{why}");
+        fs::create_dir(none.path().join("block")).unwrap();
+        let why = nowhere(&wanted, &disks::list(none.path()));
+        assert_eq!(why, "its copy vol-0bbbbbbbbbbbbbbbb was not attached in time");
+    }
 }

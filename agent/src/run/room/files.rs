@@ -1,7 +1,7 @@
 //! The rules and lists that a work order names.
 //!
-//! Purpose: fetch each from the bucket and take it only where its bytes are those that were meant; what does not come is
-//! a gap, and the scan goes on without it. Touches the bucket, for reading, and the scan's own folder. Never takes a file of
+//! Purpose: fetch each from the bucket and take it only where its bytes are those that were meant; what does not come, or is
+//! no source of rules, is a gap, and the scan goes on without it. Touches the bucket, for reading, and the scan's own folder. Never takes a file of
 //! another digest.
 
 use std::{
@@ -13,10 +13,22 @@ use cleanroom_agent_aws::Store;
 use cleanroom_contract::{Gap, GapKind, OrderedFile, Sha256, VersionOne, printable};
 use sha2::Digest as _;
 
-use crate::rules::{pack, source};
+use crate::{
+    rules::{pack, source},
+    supervise::error_chain,
+};
 
 /// The largest file that is fetched: a compiled pack.
 const MAX_FILE: usize = 1 << 30;
+
+/// Why a file did not come.
+#[derive(Debug)]
+pub(super) enum NotFetched {
+    /// It may come when it is asked for again.
+    Yet(String),
+    /// It will not.
+    Ever(String),
+}
 
 /// What came of the files of one kind.
 #[derive(Debug, Default)]
@@ -27,36 +39,38 @@ pub(super) struct Fetched {
     pub(super) gaps: Vec<Gap>,
 }
 
-/// Fetches files into a folder of their own. Those that are there already, whole, are not fetched again.
-pub(super) async fn fetch(store: &Store, files: &[OrderedFile], folder: &Path) -> Fetched {
-    let mut fetched = Fetched::default();
-    for (number, file) in files.iter().enumerate() {
-        // Two of one name are two files; a rule's namespace is its file's name.
-        let path = folder.join(format!("{number:04}")).join(&file.name);
-        match fetch_one(store, file, &path).await {
-            Ok(()) => fetched.paths.push(path),
-            Err(why) => fetched.gaps.push(missing(file, &why)),
-        }
-    }
-    fetched
+/// Where the file of this number is fetched to. Two of one name are two files; a rule's namespace is its file's name.
+pub(super) fn place(folder: &Path, number: usize, file: &OrderedFile) -> PathBuf {
+    folder.join(format!("{number:04}")).join(&file.name)
 }
 
-async fn fetch_one(store: &Store, file: &OrderedFile, path: &Path) -> Result<(), String> {
+/// Fetches a file, unless it is there already, whole.
+pub(super) async fn fetch(
+    store: &Store,
+    file: &OrderedFile,
+    path: &Path,
+) -> Result<(), NotFetched> {
+    use NotFetched::{Ever, Yet};
     let is_it = |bytes: &[u8]| Sha256(sha2::Sha256::digest(bytes).into()) == file.sha256;
     if fs::read(path).is_ok_and(|bytes| is_it(&bytes)) {
         return Ok(());
     }
-    let bytes = store.get(&file.key, MAX_FILE).await.map_err(|error| error.to_string())?;
-    let bytes = bytes.ok_or_else(|| format!("there is no {}", printable(&file.key)))?;
+    let bytes =
+        store.get(&file.key, MAX_FILE).await.map_err(|error| match error.is_transient() {
+            true => Yet(error.to_string()),
+            false => Ever(error.to_string()),
+        })?;
+    let bytes = bytes.ok_or_else(|| Ever(format!("there is no {}", printable(&file.key))))?;
     if !is_it(&bytes) {
         let found = Sha256(sha2::Sha256::digest(&bytes).into());
-        return Err(format!("its SHA-256 is {found}, and {} was ordered", file.sha256));
+        let why = format!("its SHA-256 is {found}, and {} was ordered", file.sha256);
+        return Err(Ever(why));
     }
     let write = || {
         fs::create_dir_all(path.parent().unwrap_or(path))?;
         fs::write(path, &bytes)
     };
-    write().map_err(|error| format!("keep it on the disk: {error}"))
+    write().map_err(|error| Ever(format!("keep it on the disk: {error}")))
 }
 
 /// The gap of a file that is not used.
@@ -87,7 +101,10 @@ pub(super) fn as_arguments(files: &[OrderedFile], mut fetched: Fetched) -> Fetch
     };
     let (packs, sources): (Vec<_>, Vec<_>) = fetched.paths.drain(..).partition(is_pack);
     match (packs.as_slice(), sources.is_empty()) {
-        ([pack], true) => fetched.paths.extend(with_digest(pack)),
+        ([pack], true) => {
+            fetched.paths.extend(with_digest(pack));
+            fetched
+        }
         _ => {
             fetched.paths = sources;
             for pack in packs {
@@ -95,6 +112,21 @@ pub(super) fn as_arguments(files: &[OrderedFile], mut fetched: Fetched) -> Fetch
                 let named = files.iter().find(|file| file.name == name);
                 let why = "a compiled pack stands alone; compile it together with the other rules";
                 fetched.gaps.extend(named.map(|file| missing(file, why)));
+            }
+            readable(files, fetched)
+        }
+    }
+}
+
+/// Leaves out the sources that can not even be read as such: one of them would cost all the others.
+fn readable(files: &[OrderedFile], mut fetched: Fetched) -> Fetched {
+    for path in std::mem::take(&mut fetched.paths) {
+        match source::read(std::slice::from_ref(&path)) {
+            Ok(_) => fetched.paths.push(path),
+            Err(error) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let named = files.iter().find(|file| file.name == name);
+                fetched.gaps.extend(named.map(|file| missing(file, &error_chain(&error))));
             }
         }
     }

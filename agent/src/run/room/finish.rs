@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use cleanroom_agent_aws::CloudError;
-use cleanroom_contract::{RoomNews, WorkOrder, bundle_prefix, printable};
+use cleanroom_contract::{RoomNews, RoomWork, WorkOrder, bundle_prefix, printable};
 
 use super::{
     super::say,
@@ -20,6 +20,8 @@ use crate::{publish, supervise::error_chain};
 
 /// The shortest and the longest pause between two tries to publish.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The time between two signs that the bundle is still being sent.
+const SIGN: Duration = Duration::from_secs(10);
 /// How often a message or a result is tried; each try repeats by itself for half a minute.
 const TRIES: u32 = 3;
 
@@ -38,20 +40,23 @@ impl Agent<'_> {
         let until = Instant::now() + self.args.patience;
         let mut pause = PAUSE.0;
         loop {
-            let error =
-                match self.runtime.block_on(publish::bundle(&store, &folder, &prefix, ledger)) {
-                    Ok(files) => {
-                        ledger.reach(Phase::Published).context("write the state")?;
-                        news.tell(RoomNews::Published { files });
-                        return Ok(());
-                    }
-                    Err(error) => error,
-                };
+            let sending = publish::bundle(&store, &folder, &prefix, ledger);
+            let error = match self.runtime.block_on(while_it_goes_on(sending, news)) {
+                Ok(files) => {
+                    ledger.reach(Phase::Published).context("write the state")?;
+                    news.tell(RoomNews::Published { files });
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
             let shown = printable(&error_chain(&error));
             if error.is_final() {
-                say(&format!("the bundle can not be published: {shown}"));
-                news.tell(RoomNews::Failed { reason: shown.clone() });
-                return Ok(ledger.fail(&shown).context("write the state")?);
+                let kept = folder.display();
+                let reason =
+                    format!("{shown}; nothing was overwritten, the bundle stays in {kept}");
+                say(&format!("the bundle can not be published: {reason}"));
+                news.tell(RoomNews::Failed { reason: reason.clone() });
+                return Ok(ledger.fail(&reason).context("write the state")?);
             }
             if self.asked || Instant::now() + pause >= until {
                 let kept = folder.display();
@@ -134,6 +139,18 @@ impl Agent<'_> {
         let files = publish::objects(&folder, &bundle_prefix(&order.case, &order.scan))?;
         news.tell(RoomNews::Published { files });
         Ok(())
+    }
+}
+
+/// Waits for the bundle to be sent, and says all the while that this goes on.
+async fn while_it_goes_on<T>(sending: impl Future<Output = T>, news: &News) -> T {
+    let mut sending = std::pin::pin!(sending);
+    loop {
+        news.works(RoomWork::Publishing);
+        tokio::select! {
+            sent = &mut sending => return sent,
+            () = tokio::time::sleep(SIGN) => {}
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! What the room tells of a scan while it runs.
 //!
-//! Purpose: events in the bucket as things happen, and heartbeats for the task that waits. Touches the bucket's events of
-//! one scan and one task, from a thread of its own with connections of its own. Never holds the scan up: what the scan
-//! tells is put on a board, where newer progress takes the place of older, and of findings only the worst are kept; all
-//! of them are in the bundle.
+//! Purpose: events in the bucket as things happen, a sign of life where nothing does, a word to the orders that wait behind
+//! the scan, and heartbeats for the task that waits. Touches the bucket's events of one case and one task, from a thread of
+//! its own with connections of its own. Never holds the scan up: what the scan tells is put on a board, where newer progress
+//! takes the place of older, and of findings only the worst are kept; all of them are in the bundle. Never says that the
+//! scan goes on by itself: who works says so, and says it again.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -14,8 +15,8 @@ use std::{
 
 use cleanroom_agent_aws::{Aws, CloudError, ErrorKind, Put, Store};
 use cleanroom_contract::{
-    CaseId, Finding, Record, RoomEvent, RoomNews, ScanId, Severity, VersionOne, event_key,
-    events_prefix,
+    CaseId, Finding, Record, RoomEvent, RoomNews, RoomWork, ScanId, Severity, VersionOne,
+    event_key, events_prefix, order_key, orders_prefix,
 };
 use tokio::sync::Notify;
 
@@ -30,6 +31,10 @@ const GATHER: Duration = Duration::from_millis(300);
 const PACE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// The shortest and the longest pause after an event that could not be written.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// The longest time without an event while the agent works: whoever waits is promised a minute.
+const LIFE: Duration = Duration::from_secs(40);
+/// Orders that are told that they wait; there is no sense in more.
+const QUEUED: usize = 16;
 /// The time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// The largest event that is read back.
@@ -71,6 +76,10 @@ struct Board {
     /// The worst that were not told yet.
     findings: Vec<(Severity, Vec<u8>)>,
     progress: Option<RoomNews>,
+    /// What is worked on, since the last event.
+    work: Option<RoomWork>,
+    /// The order is carried out: whoever is queued need not wait for it any more.
+    resting: bool,
     volume: String,
     bytes_total: u64,
     /// Until when what is left may still be told, once nothing is added any more.
@@ -101,6 +110,17 @@ impl News {
     pub(super) fn tell(&self, news: RoomNews) {
         self.shared.board().told.push_back(news);
         self.shared.changed.notify_one();
+    }
+
+    /// Says that the work goes on, which is told where nothing else is.
+    pub(super) fn works(&self, at: RoomWork) {
+        self.shared.board().work = Some(at);
+    }
+
+    /// Says that the order is carried out.
+    pub(super) fn rest(&self) {
+        let mut board = self.shared.board();
+        (board.resting, board.work) = (true, None);
     }
 
     /// Waits until all that was to be told is written, but no longer than this. Whether it is.
@@ -153,6 +173,10 @@ impl Watcher for News {
             }
         }
     }
+
+    fn seals(&self) {
+        self.works(RoomWork::Sealing);
+    }
 }
 
 impl Board {
@@ -200,6 +224,21 @@ impl Pace {
     }
 }
 
+/// When the next event of each kind may go out.
+struct Paces {
+    findings: Pace,
+    progress: Pace,
+    /// When something was told last.
+    told: Instant,
+}
+
+impl Paces {
+    fn new() -> Self {
+        let (findings, progress) = (Pace::new(Duration::ZERO), Pace::new(PACE.0));
+        Self { findings, progress, told: Instant::now() }
+    }
+}
+
 /// The thread.
 fn tell_all(shared: &Shared, about: &About) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -209,10 +248,11 @@ fn tell_all(shared: &Shared, about: &About) {
             Ok(aws) => aws,
             Err(error) => return say(&format!("no events will be written: {error}")),
         };
-        let mut teller = Teller { store: aws.brief_store(&about.bucket), about, seq: None };
+        let mut teller = Teller::new(aws.brief_store(&about.bucket), about, &about.scan);
         tokio::select! {
             () = teller.run(shared) => {}
             () = deadline(shared) => {}
+            () = tell_queued(&aws, about, shared) => {}
             () = heartbeats(&aws, about.token.as_deref()) => {}
         }
     });
@@ -242,29 +282,54 @@ async fn heartbeats(aws: &Aws, token: Option<&str>) {
     std::future::pending().await
 }
 
-/// Writes events.
+/// Tells the orders that came meanwhile that they wait, as long as they do. Never ends.
+async fn tell_queued(aws: &Aws, about: &About, shared: &Shared) {
+    let store = aws.brief_store(&about.bucket);
+    let prefix = orders_prefix(&about.case);
+    let own = order_key(&about.case, &about.scan);
+    let mut tellers: BTreeMap<ScanId, Teller<'_>> = BTreeMap::new();
+    while !shared.board().resting {
+        // Who can not be told now is told the next time.
+        let keys = store.list(&prefix, Some(&own)).await.unwrap_or_default();
+        let scan = |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse().ok();
+        for scan in keys.iter().filter_map(scan).take(QUEUED) {
+            let new = || Teller::new(store.clone(), about, &scan);
+            let teller = tellers.entry(scan.clone()).or_insert_with(new);
+            drop(teller.try_write(&RoomNews::Queued { behind: about.scan.clone() }).await);
+        }
+        tokio::time::sleep(LIFE).await;
+    }
+    std::future::pending().await
+}
+
+/// Writes events of a scan.
 struct Teller<'a> {
     store: Store,
-    about: &'a About,
+    case: &'a CaseId,
+    scan: ScanId,
     /// The next event's number, once it is known.
     seq: Option<u64>,
 }
 
-impl Teller<'_> {
+impl<'a> Teller<'a> {
+    fn new(store: Store, about: &'a About, scan: &ScanId) -> Self {
+        Self { store, case: &about.case, scan: scan.clone(), seq: None }
+    }
+
     /// Tells what comes, until nothing is left and nothing will be added.
     async fn run(&mut self, shared: &Shared) {
-        let mut findings = Pace::new(Duration::ZERO);
-        let mut progress = Pace::new(PACE.0);
+        let mut paces = Paces::new();
         loop {
             let (news, is_last) = {
                 let mut board = shared.board();
-                let next = next(&mut board, &mut findings, &mut progress);
+                let next = next(&mut board, &mut paces);
                 board.busy = next.0.is_some();
                 next
             };
             match news {
                 Some(news) => {
                     self.write(&news).await;
+                    paces.told = Instant::now();
                     shared.board().busy = false;
                     shared.told.notify_all();
                 }
@@ -299,7 +364,7 @@ impl Teller<'_> {
     }
 
     async fn try_write(&mut self, news: &RoomNews) -> Result<(), CloudError> {
-        let About { case, scan, .. } = self.about;
+        let (case, scan) = (self.case, &self.scan);
         let at = now();
         loop {
             let seq = match self.seq {
@@ -330,7 +395,7 @@ impl Teller<'_> {
 
     /// The number after those of an agent that was killed. Who may not list them tries one after another.
     async fn first_free(&self) -> Result<u64, CloudError> {
-        let prefix = events_prefix(&self.about.case, &self.about.scan);
+        let prefix = events_prefix(self.case, &self.scan);
         let keys = match self.store.list(&prefix, None).await {
             Ok(keys) => keys,
             Err(error) if error.kind == ErrorKind::Denied => Vec::new(),
@@ -350,7 +415,17 @@ impl Board {
 }
 
 /// What is told next, and whether nothing will come after.
-fn next(board: &mut Board, findings: &mut Pace, progress: &mut Pace) -> (Option<RoomNews>, bool) {
+fn next(board: &mut Board, paces: &mut Paces) -> (Option<RoomNews>, bool) {
+    let next = choose(board, paces);
+    if next.0.is_some() {
+        // That is sign of life enough, and what was worked on may be done.
+        board.work = None;
+    }
+    next
+}
+
+fn choose(board: &mut Board, paces: &mut Paces) -> (Option<RoomNews>, bool) {
+    let Paces { findings, progress, told } = paces;
     // What is in the bundle needs no event after it.
     let sealed = matches!(board.told.front(), Some(RoomNews::Sealed { .. }));
     let due = findings.is_due() && board.told.is_empty();
@@ -372,6 +447,11 @@ fn next(board: &mut Board, findings: &mut Pace, progress: &mut Pace) -> (Option<
         progress.went_out();
         return (Some(news), false);
     }
+    if told.elapsed() >= LIFE
+        && let Some(at) = board.work
+    {
+        return (Some(RoomNews::Working { at }), false);
+    }
     (None, board.closing.is_some())
 }
 
@@ -380,11 +460,12 @@ mod tests {
     use super::*;
 
     fn kinds(board: &mut Board) -> Vec<&'static str> {
-        let (mut findings, mut progress) = (Pace::new(PACE.1), Pace::new(PACE.1));
+        let mut paces = Paces { findings: Pace::new(PACE.1), ..Paces::new() };
+        paces.progress = Pace::new(PACE.1);
         board.closing = Some(Instant::now());
         let mut kinds = Vec::new();
         loop {
-            match next(board, &mut findings, &mut progress) {
+            match next(board, &mut paces) {
                 (Some(RoomNews::Findings { .. }), _) => kinds.push("findings"),
                 (Some(RoomNews::Sealed { .. }), _) => kinds.push("sealed"),
                 (Some(RoomNews::Progress { .. }), _) => kinds.push("progress"),
@@ -436,6 +517,20 @@ mod tests {
         board.progress = Some(RoomNews::Idle);
         board.found(Severity::Low, &finding(Severity::Low, "x"));
         assert_eq!(kinds(&mut board), ["other", "findings", "sealed"]);
+    }
+
+    #[test]
+    fn whoever_works_and_has_nothing_to_tell_is_not_taken_for_dead() {
+        let mut board = Board { work: Some(RoomWork::Sealing), ..Board::default() };
+        let mut paces = Paces::new();
+        assert_eq!(next(&mut board, &mut paces), (None, false), "something was told just now");
+        paces.told = Instant::now().checked_sub(LIFE).expect("the machine runs for a minute");
+        let sealing = RoomNews::Working { at: RoomWork::Sealing };
+        assert_eq!(next(&mut board, &mut paces), (Some(sealing), false));
+        assert_eq!(next(&mut board, &mut paces), (None, false), "who stops working is silent");
+        board.work = Some(RoomWork::Publishing);
+        board.told.push_back(sealed());
+        assert_eq!(next(&mut board, &mut paces), (Some(sealed()), false), "news before that");
     }
 
     #[test]

@@ -257,6 +257,7 @@ pub(super) fn setup(
         reuse_links,
         rules,
         indicators,
+        spares_lists: false,
         replay: None,
     })
 }

@@ -81,7 +81,10 @@ impl Heard {
                 self.failed = None;
                 self.idle = false;
             }
-            RoomNews::Progress { .. } | RoomNews::Findings { .. } => {}
+            RoomNews::Progress { .. }
+            | RoomNews::Findings { .. }
+            | RoomNews::Working { .. }
+            | RoomNews::Queued { .. } => {}
         }
     }
 
@@ -131,6 +134,8 @@ pub fn words(news: &RoomNews) -> String {
         RoomNews::Published { files } => format!("published {} files", files.len()),
         RoomNews::Failed { reason } => format!("failed: {}", printable(reason)),
         RoomNews::Untold { reason } => format!("could not tell people: {}", printable(reason)),
+        RoomNews::Working { at } => at.as_str().to_owned(),
+        RoomNews::Queued { behind } => format!("waits until the scan {behind} is done"),
         RoomNews::Idle => "the room has ended itself".to_owned(),
     }
 }
