@@ -3,6 +3,7 @@
 mod machine;
 mod network;
 mod policy;
+mod response;
 mod role;
 mod room;
 mod script;

@@ -188,7 +188,7 @@ impl Walker<'_> {
                 return Err(Failure::of(ENDLESS));
             }
             self.last.clone_from(&name);
-            let (next, output) = self.state(&name, state, &data)?;
+            let (next, output) = self.state(&name, state, data)?;
             self.limit(&output)?;
             data = output;
             let Some(next) = next else { return Ok(data) };
@@ -202,7 +202,7 @@ impl Walker<'_> {
         &mut self,
         name: &str,
         state: &Value,
-        input: &Value,
+        input: Value,
     ) -> Outcome<(Option<String>, Value)> {
         let next = || {
             let next = state["Next"].as_str().map(str::to_owned);
@@ -217,9 +217,9 @@ impl Walker<'_> {
                 check(state, &[&known[..], &["Next", "End"]].concat());
                 let result = match (state.get("Result"), state.get("Parameters")) {
                     (Some(result), None) => result.clone(),
-                    (None, Some(template)) => self.fill(template, input)?,
+                    (None, Some(template)) => self.fill(template, &input)?,
                     (None, None) => {
-                        self.path(state["InputPath"].as_str().expect("a path"), input)?
+                        self.path(state["InputPath"].as_str().expect("a path"), &input)?
                     }
                     _ => panic!("{name} has two results"),
                 };
@@ -228,35 +228,35 @@ impl Walker<'_> {
             "Choice" => {
                 check(state, &["Type", "Comment", "Choices", "Default"]);
                 for rule in state["Choices"].as_array().expect("choices") {
-                    if self.holds(rule, input)? {
-                        return Ok((Some(text(&rule["Next"])), input.clone()));
+                    if self.holds(rule, &input)? {
+                        return Ok((Some(text(&rule["Next"])), input));
                     }
                 }
-                Ok((Some(text(&state["Default"])), input.clone()))
+                Ok((Some(text(&state["Default"])), input))
             }
             "Wait" => {
                 check(state, &["Type", "Comment", "Seconds", "SecondsPath", "Next"]);
-                self.seconds += self.number(state, "Seconds", input)?.expect("seconds");
-                Ok((next(), input.clone()))
+                self.seconds += self.number(state, "Seconds", &input)?.expect("seconds");
+                Ok((next(), input))
             }
             "Succeed" => {
                 check(state, &["Type", "Comment"]);
-                Ok((None, input.clone()))
+                Ok((None, input))
             }
             "Fail" => {
                 check(state, &["Type", "Comment", "Error", "Cause"]);
                 Err(Failure::of(&text(&state["Error"])))
             }
             "Task" => {
-                let result = self.task(name, state, input);
+                let result = self.task(name, state, &input);
                 self.caught(state, input, result, next)
             }
             "Parallel" => {
-                let result = self.parallel(name, state, input);
+                let result = self.parallel(name, state, &input);
                 self.caught(state, input, result, next)
             }
             "Map" => {
-                let result = self.map(name, state, input);
+                let result = self.map(name, state, &input);
                 self.caught(state, input, result, next)
             }
             other => panic!("a state of type {other}"),
@@ -267,7 +267,7 @@ impl Walker<'_> {
     fn caught(
         &self,
         state: &Value,
-        input: &Value,
+        input: Value,
         result: Outcome<Value>,
         next: impl Fn() -> Option<String>,
     ) -> Outcome<(Option<String>, Value)> {
@@ -521,13 +521,13 @@ fn text(value: &Value) -> String {
 }
 
 /// A result at the place in the input that the state names.
-fn placed(state: &Value, input: &Value, result: Value) -> Outcome<Value> {
+fn placed(state: &Value, input: Value, result: Value) -> Outcome<Value> {
     let path = match state.get("ResultPath") {
         None => return Ok(result),
-        Some(Value::Null) => return Ok(input.clone()),
+        Some(Value::Null) => return Ok(input),
         Some(path) => text(path),
     };
-    let mut output = input.clone();
+    let mut output = input;
     let mut at = &mut output;
     for name in path.strip_prefix("$.").expect("a path").split('.') {
         let Value::Object(members) = at else { return Err(Failure::of("States.Runtime")) };
