@@ -56,8 +56,8 @@ fn applies(statement: &Value, request: &Request) -> bool {
             ["Sid", "Effect", "Principal", "Action", "Resource", "NotResource", "Condition"];
         assert!(known.contains(&name.as_str()), "{name} is not understood");
     }
-    if let Some(principal) = statement.get("Principal") {
-        assert_eq!(principal, "*", "a principal that is not understood");
+    if !statement.get("Principal").is_none_or(|named| is_named(named, request)) {
+        return false;
     }
     // Actions are compared without regard to case, resources with.
     let action = list(&statement["Action"]);
@@ -74,6 +74,23 @@ fn applies(statement: &Value, request: &Request) -> bool {
     action && resource && conditions_hold(statement, request)
 }
 
+/// Whether a resource's policy speaks of who asks: the request's key `principal`, an ARN or a service. An account stands for
+/// all of its principals.
+fn is_named(named: &Value, request: &Request) -> bool {
+    let Value::Object(kinds) = named else {
+        assert_eq!(named, "*", "a principal that is not understood");
+        return true;
+    };
+    let Some(who) = request.keys.get("principal") else { return false };
+    kinds.iter().any(|(kind, names)| {
+        assert!(["AWS", "Service"].contains(&kind.as_str()), "{kind} is not understood");
+        list(names).iter().any(|name| match name.strip_suffix("root") {
+            Some(account) => who.starts_with(account),
+            None => name == who,
+        })
+    })
+}
+
 fn conditions_hold(statement: &Value, request: &Request) -> bool {
     let conditions = statement["Condition"].as_object().into_iter().flatten();
     for (operator, keys) in conditions {
@@ -85,7 +102,7 @@ fn conditions_hold(statement: &Value, request: &Request) -> bool {
             let like =
                 actual.is_some_and(|actual| wanted.iter().any(|pattern| fits(pattern, actual)));
             let holds = match operator.as_str() {
-                "StringEquals" => equal,
+                "StringEquals" | "Bool" => equal,
                 // A key that is not there differs from every value.
                 "StringNotEquals" => !equal,
                 "StringLike" | "ArnEquals" | "ArnLike" => like,
@@ -144,6 +161,24 @@ fn fits(pattern: &str, text: &str) -> bool {
         }
     }
     pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+#[test]
+fn the_judge_knows_who_asks() {
+    let policy = serde_json::json!({"Statement": [
+        {"Effect": "Allow", "Action": "sns:Publish", "Resource": "*",
+         "Principal": {"AWS": ["arn:aws:iam::1:root", "arn:aws:iam::2:role/x"], "Service": "events.amazonaws.com"}},
+        {"Effect": "Deny", "Action": "sns:*", "Resource": "*", "Principal": "*",
+         "Condition": {"Bool": {"aws:SecureTransport": "false"}}},
+    ]});
+    let by = |who: &str| Request::new("sns:Publish", "t").with("principal", who);
+    for who in ["arn:aws:iam::1:role/y", "arn:aws:iam::2:role/x", "events.amazonaws.com"] {
+        assert_eq!(judge(&policy, &by(who)), Verdict::Allowed, "{who}");
+        let plain = by(who).with("aws:SecureTransport", "false");
+        assert_eq!(judge(&policy, &plain), Verdict::Denied, "{who}");
+    }
+    assert_eq!(judge(&policy, &by("arn:aws:iam::2:role/y")), Verdict::Silent);
+    assert_eq!(judge(&policy, &Request::new("sns:Publish", "t")), Verdict::Silent);
 }
 
 #[test]

@@ -287,7 +287,12 @@ impl Scope<'_> {
             (Some("AWS::Logs::LogGroup"), "Arn") => {
                 format!("arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{}:*", self.id(name)?)
             }
-            (_, "GroupId") => self.id(name)?,
+            (Some("AWS::S3::Bucket"), "Arn") => format!("arn:aws:s3:::{}", self.id(name)?),
+            (Some(kind), "Arn") => {
+                let service = kind.split("::").nth(1).unwrap_or_default().to_lowercase();
+                format!("arn:aws:{service}:{REGION}:{ACCOUNT}:{}", self.id(name)?)
+            }
+            (_, "GroupId" | "QueueName") => self.id(name)?,
             _ => bail!("an attribute that is not understood: {name}.{attribute}"),
         })
     }
