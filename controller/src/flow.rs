@@ -258,6 +258,8 @@ pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
     Case {
         scene: Scene {
             inventory: run.cloud.inventory.clone(),
+            home: None,
+            forensic: run.forensic.as_ref().map(|account| account.view.clone()),
             case: journal.case().clone(),
             instance: original.instance.id.clone(),
             original: Arc::new(original),
@@ -270,6 +272,7 @@ pub(crate) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
             shared: run.shared.clone(),
         },
         hands: run.cloud.hands.clone(),
+        forensic: run.forensic.clone(),
         notices: run.cloud.notices.clone(),
         facts: run.cloud.facts.clone(),
         posture: run.cloud.posture.clone(),

@@ -8,6 +8,7 @@ pub mod case;
 pub mod claim;
 pub mod engine;
 pub mod flow;
+pub mod forensic;
 pub mod journal;
 pub mod original;
 pub mod progress;

@@ -17,7 +17,7 @@ use cleanroom_contract::{
 };
 
 use crate::{
-    build::plain_instance,
+    build::{plain_instance, plain_volume},
     later::Later,
     problem::{Answered, Problem},
     store::digest,
@@ -147,7 +147,8 @@ impl World {
             return Err(Problem::conflict("AlreadyExistsException", message));
         }
         let id = self.name("");
-        let id = format!("arn:aws:cloudformation:us-east-1:123456789012:stack/{name}/{id}");
+        let account = &self.account;
+        let id = format!("arn:aws:cloudformation:us-east-1:{account}:stack/{name}/{id}");
         let stack = Stack {
             id: id.clone(),
             name: name.clone(),
@@ -219,7 +220,7 @@ impl World {
             return;
         };
         match state {
-            StackState::Creating => match self.room.fails.clone() {
+            StackState::Creating => match self.room.fails.clone().or_else(|| self.absent(&name)) {
                 Some((resource, why)) => {
                     self.note_stack(
                         &name,
@@ -248,6 +249,17 @@ impl World {
         }
     }
 
+    /// The volume that can not be made, since its snapshot is not this account's.
+    fn absent(&self, name: &str) -> Option<(String, String)> {
+        let parameters = &self.built.get(name)?.stack.parameters;
+        let given = parameters.iter().filter(|(key, id)| key.starts_with("Snapshot") && !id.is_empty());
+        let absent =
+            given.into_iter().find(|(_, id)| !self.snapshots.iter().any(|s| s.id.as_str() == *id));
+        let (key, id) = absent?;
+        let why = format!("The snapshot '{id}' does not exist.");
+        Some((key.replacen("Snapshot", "Volume", 1), why))
+    }
+
     fn finish_stack(&mut self, name: &str) {
         let Some(built) = self.built.get(name) else { return };
         let parameters = built.stack.parameters.clone();
@@ -260,12 +272,13 @@ impl World {
             .filter_map(|n| {
                 let given = parameters.get(&format!("Snapshot{n:02}"))?;
                 let volume = ordered.iter().find(|v| v.snapshot.as_str() == given)?;
-                Some((n, volume.source.clone()))
+                Some((n, volume.source.clone(), volume.gib))
             })
             .collect();
         let Ok(instance) = self.name("i-").parse::<InstanceId>() else { return };
         let Ok(root) = self.name("vol-").parse::<VolumeId>() else { return };
         let mut described = plain_instance(&instance, root);
+        described.account = self.account.clone();
         described.volumes.clear();
         let guards =
             cleanroom_cloud::Guards { termination: false, stop: false, shutdown_terminates: false };
@@ -273,13 +286,10 @@ impl World {
         self.machines.insert(instance.clone(), machine);
         let mut outputs = BTreeMap::from([("Instance".to_owned(), instance.to_string())]);
         let mut volumes = BTreeMap::new();
-        for (n, source) in snapshots {
+        for (n, source, gib) in snapshots {
             let Ok(copy) = self.name("vol-").parse::<VolumeId>() else { return };
-            if let Some(volume) = self.volumes.get(&source).cloned() {
-                let attached = vec![(instance.clone(), format!("/dev/xvdb{n}"))];
-                let volume = cleanroom_cloud::Volume { id: copy.clone(), attached, ..volume };
-                self.volumes.insert(copy.clone(), volume);
-            }
+            let volume = plain_volume(&copy, &instance, &format!("/dev/xvdb{n}"), gib);
+            self.volumes.insert(copy.clone(), volume);
             outputs.insert(format!("Volume{n:02}"), copy.to_string());
             volumes.insert(source, copy);
         }

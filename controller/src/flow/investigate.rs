@@ -23,6 +23,7 @@ use crate::{
             stack_name,
             watch::{self, Heard, Told},
         },
+        forensic,
         notify::{self, Milestone},
         snapshot,
     },
@@ -51,7 +52,10 @@ fn short(case: &Case, what: String, advice: &str) {
 pub(super) async fn investigate(case: &Case) -> Option<Reported> {
     let instance = &case.scene.instance;
     case.progress.began(instance, Step::CleanRoom, "report");
-    let reported = work(case).await;
+    let reported = match forensic::ready(case, false).await {
+        Some(room) => work(&room).await,
+        None => None,
+    };
     case.progress.ended(instance, Step::CleanRoom, "report");
     reported
 }
@@ -346,6 +350,7 @@ async fn s3_addresses(case: &Case) -> Option<Option<String>> {
 /// The key of the bucket, which the room must be let use: where it is a customer's. One that can not be read is noted: a room
 /// that can not read its order is silent.
 async fn bucket_key(case: &Case) -> Option<String> {
+    let home = case.scene.at_home();
     let key = match again(case.bounds.original, || case.posture.bucket()).await {
         Ok(bucket) => bucket.key.filter(|key| !super::preflight::is_default_key(key))?,
         Err(why) => {
@@ -353,7 +358,7 @@ async fn bucket_key(case: &Case) -> Option<String> {
             return None;
         }
     };
-    match again(case.bounds.original, || case.scene.inventory.key(&key)).await {
+    match again(case.bounds.original, || home.inventory.key(&key)).await {
         Ok(known) if known.aws_managed => None,
         Ok(known) => Some(known.arn),
         Err(why) => {

@@ -8,7 +8,10 @@ use serde::Serialize;
 use super::{FlowError, Reported, find, investigate};
 use crate::{
     case::{Case, Run, Shortfall, lock},
-    steps::clean_room::order::{self, Ordered},
+    steps::{
+        clean_room::order::{self, Ordered},
+        forensic,
+    },
 };
 
 /// What a rescan came to.
@@ -41,26 +44,34 @@ impl Rescanned {
 /// When there is no such case, or its log can not be read.
 pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
     let (case, _, _) = find::open(run, id).await?;
-    let ordered = match under_way(&case).await {
-        Some(ordered) => {
-            case.note(format!(
-                "scan {} is under way with the same files: it is joined",
-                ordered.order.scan
-            ));
-            order::log(&case, &ordered).await;
-            Some(ordered)
-        }
-        None => investigate::place(&case).await,
-    };
-    let scan = ordered.as_ref().map(|ordered| ordered.order.scan.clone());
-    let reported = match ordered {
-        Some(ordered) => investigate::examine(&case, ordered).await,
-        None => None,
+    let (scan, reported) = match forensic::ready(&case, true).await {
+        Some(room) => order_and_examine(&room).await,
+        None => (None, None),
     };
     case.journal.catch_up().await;
     let shortfalls = lock(&case.shortfalls).clone();
     let notes = lock(&case.notes).clone();
     Ok(Rescanned { case: id.clone(), scan, reported, shortfalls, notes })
+}
+
+async fn order_and_examine(case: &Case) -> (Option<ScanId>, Option<Reported>) {
+    let ordered = match under_way(case).await {
+        Some(ordered) => {
+            case.note(format!(
+                "scan {} is under way with the same files: it is joined",
+                ordered.order.scan
+            ));
+            order::log(case, &ordered).await;
+            Some(ordered)
+        }
+        None => investigate::place(case).await,
+    };
+    let scan = ordered.as_ref().map(|ordered| ordered.order.scan.clone());
+    let reported = match ordered {
+        Some(ordered) => investigate::examine(case, ordered).await,
+        None => None,
+    };
+    (scan, reported)
 }
 
 /// The newest order, where it asks for the same files and nothing has come of it yet.

@@ -74,7 +74,7 @@ fn set(session: &Session) -> Vec<Check> {
             "not set: snapshots stay under the keys that their volumes have".to_owned(),
             "CLEANROOM_KMS_KEY, cleanroom.toml, or output KmsKey of the response stack",
         ),
-        ("assume_role", None) => check(name, Level::Good, "none".to_owned(), ""),
+        ("forensic_account" | "forensic_key" | "assume_role", None) => check(name, Level::Good, "none".to_owned(), ""),
         (_, None) => check(name, Level::Good, "as the SDK finds it".to_owned(), ""),
     }));
     checks
