@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use cleanroom_cloud::{
     AccountId, AlertFinding, Association, Caller, Classic, EncryptionKey, EventPage, EventQuery,
-    Grant, GroupId, Guards, Image, Instance, InstanceQuery, Interface, InterfaceId, Inventory, Membership,
-    NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy, ScalingGroup, SecurityGroup,
-    Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn, UserAccess, Volume, VpcId,
+    Grant, GroupId, Guards, Image, Instance, InstanceQuery, Interface, InterfaceId, Inventory,
+    Membership, NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy, ScalingGroup,
+    SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn, UserAccess,
+    Volume, VpcId,
 };
 use cleanroom_contract::{CaseId, InstanceId, SnapshotId, VolumeId};
 

@@ -38,13 +38,8 @@ pub(crate) async fn describe(clients: &Clients, key: &str) -> Result<EncryptionK
 
 /// The grants on a key to a principal.
 pub(crate) async fn grants(clients: &Clients, key: &str, grantee: &str) -> Result<Vec<Grant>> {
-    let stream = clients
-        .kms
-        .list_grants()
-        .key_id(key)
-        .grantee_principal(grantee)
-        .into_paginator()
-        .send();
+    let stream =
+        clients.kms.list_grants().key_id(key).grantee_principal(grantee).into_paginator().send();
     let pages = pages::all("kms:ListGrants", key, stream).await?;
     let grants = pages.into_iter().flat_map(|page| page.grants.unwrap_or_default());
     let to = grants.filter(|grant| grant.grantee_principal.as_deref() == Some(grantee));

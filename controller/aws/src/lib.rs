@@ -103,10 +103,8 @@ pub async fn connect_forensic(
     connection: &Connection,
     role: &str,
 ) -> std::result::Result<Cloud, ConnectError> {
-    let (calls, limited) = (
-        interceptor(connection, None)?,
-        interceptor(connection, Some(permissions::FORENSIC))?,
-    );
+    let (calls, limited) =
+        (interceptor(connection, None)?, interceptor(connection, Some(permissions::FORENSIC))?);
     let own = shared_config(connection).await?;
     let there = Connection { assume_role: Some(role.to_owned()), ..connection.clone() };
     let shared = shared_config(&there).await?;

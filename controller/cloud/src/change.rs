@@ -446,7 +446,9 @@ impl fmt::Display for Change {
             C::CreateSnapshot { .. } => f.write_str("snapshot the volume"),
             C::LockSnapshot { days, .. } => write!(f, "lock the snapshot for {days} days"),
             C::CopySnapshot { key, .. } => write!(f, "copy the snapshot to key {key}"),
-            C::ShareSnapshot { account, .. } => write!(f, "share the snapshot with account {account}"),
+            C::ShareSnapshot { account, .. } => {
+                write!(f, "share the snapshot with account {account}")
+            }
             C::GrantKey { grantee, .. } => write!(f, "let {grantee} read with the key"),
             C::CopyFromAccount { owner, into, key, .. } => {
                 let key = key.as_deref().unwrap_or("the default key for volumes");

@@ -392,7 +392,12 @@ pub(crate) fn plain_instance(id: &InstanceId, root: VolumeId) -> Instance {
     }
 }
 
-pub(crate) fn plain_volume(id: &VolumeId, instance: &InstanceId, device: &str, size: u32) -> Volume {
+pub(crate) fn plain_volume(
+    id: &VolumeId,
+    instance: &InstanceId,
+    device: &str,
+    size: u32,
+) -> Volume {
     Volume {
         id: id.clone(),
         size,

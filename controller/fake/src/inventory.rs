@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
-    AccountId, AlertFinding, Association, Caller, Classic, EncryptionKey, Event, EventPage, EventQuery,
-    Grant, GroupId, Guards, Image, Instance, InstanceQuery, InstanceState, Interface, InterfaceId,
-    Inventory, Membership, NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy,
-    ScalingGroup, SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn,
-    UserAccess, Volume, VpcId,
+    AccountId, AlertFinding, Association, Caller, Classic, EncryptionKey, Event, EventPage,
+    EventQuery, Grant, GroupId, Guards, Image, Instance, InstanceQuery, InstanceState, Interface,
+    InterfaceId, Inventory, Membership, NetworkAcl, Profile, PublicImage, Result, RoleName,
+    RolePolicy, ScalingGroup, SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup,
+    TargetGroupArn, UserAccess, Volume, VpcId,
 };
 use cleanroom_contract::{CaseId, InstanceId, SnapshotId, VolumeId};
 

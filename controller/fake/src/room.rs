@@ -252,7 +252,8 @@ impl World {
     /// The volume that can not be made, since its snapshot is not this account's.
     fn absent(&self, name: &str) -> Option<(String, String)> {
         let parameters = &self.built.get(name)?.stack.parameters;
-        let given = parameters.iter().filter(|(key, id)| key.starts_with("Snapshot") && !id.is_empty());
+        let given =
+            parameters.iter().filter(|(key, id)| key.starts_with("Snapshot") && !id.is_empty());
         let absent =
             given.into_iter().find(|(_, id)| !self.snapshots.iter().any(|s| s.id.as_str() == *id));
         let (key, id) = absent?;

@@ -9,7 +9,9 @@ use super::{FlowError, find, investigate};
 use crate::{
     case::{Case, Goal, History, Run, Shortfall},
     journal::Ledger,
-    steps::{clean_room::watch, detach, forensic, isolate, protect, revoke, revoke::not_cut::Survivor},
+    steps::{
+        clean_room::watch, detach, forensic, isolate, protect, revoke, revoke::not_cut::Survivor,
+    },
 };
 
 /// How a case stands.

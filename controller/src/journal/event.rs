@@ -90,7 +90,7 @@ pub enum Body {
         missing: Vec<VolumeId>,
     },
     /// The evidence is about to be handed to the forensic account: the role that is acted in there, and who that is.
-    Entrusted { account: AccountId, role: String, actor: String },
+    Entrusted { account: AccountId, role: String, session: String },
     /// Copies in the forensic account are whole: each by the snapshot that it was made from.
     Received { account: AccountId, copies: BTreeMap<String, String> },
     /// A clean room was taken down; what it leaves.

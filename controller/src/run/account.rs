@@ -31,6 +31,9 @@ pub(super) async fn preflight(opening: &Opening, shape: Shape) -> anyhow::Result
     checks.extend(preflight::preflight(&session.cloud, &actions, key).await);
     let room = room::policy(&cli::Room::default(), &session.file, false)?;
     checks.extend(preflight::room(&session.cloud, &room).await);
+    if let Some(forensic) = &session.forensic {
+        checks.extend(preflight::forensic(&session.cloud, &forensic.view).await);
+    }
     if shape.is_human() {
         print(&output::preflight(&checks, shape.palette, shape.width))?;
     } else {

@@ -117,8 +117,12 @@ async fn unshareable(scene: &Scene, snapshot: &Snapshot) -> Result<Option<Shortf
     };
     let what = format!("{} can not be shared: it is under key {key}, {why}", snapshot.id);
     let advice = match &scene.policy.key {
-        None => "name the case's own key with --kms-key, and run respond again: the snapshot is copied to it first",
-        Some(_) => "its copy under the case's own key comes first: run respond again once that is whole",
+        None => {
+            "name the case's own key with --kms-key, and run respond again: the snapshot is copied to it first"
+        }
+        Some(_) => {
+            "its copy under the case's own key comes first: run respond again once that is whole"
+        }
     };
     Ok(Some(shortfall(what, advice.to_owned())))
 }
@@ -196,8 +200,11 @@ async fn grant(
     seen: &mut Assessment,
 ) -> Result<()> {
     let name = grant_name(scene);
-    let change =
-        Change::GrantKey { key: key.to_owned(), grantee: forensic.role.clone(), name: name.clone() };
+    let change = Change::GrantKey {
+        key: key.to_owned(),
+        grantee: forensic.role.clone(),
+        name: name.clone(),
+    };
     let granted = match scene.at_home().inventory.grants(key, &forensic.role).await {
         Ok(grants) => grants.iter().any(|grant| grant.name == name),
         // Who may not list them may make one all the same, and the same one twice is one.
@@ -277,8 +284,11 @@ impl Goal for Receive {
         }
         seen.now.truncate(AT_ONCE.saturating_sub(waiting.len()));
         if !waiting.is_empty() {
-            let what =
-                format!("copies in account {} to complete: {}", forensic.account, waiting.join(", "));
+            let what = format!(
+                "copies in account {} to complete: {}",
+                forensic.account,
+                waiting.join(", ")
+            );
             seen.waiting = Some((what, patience(&sizes)));
         }
         Ok(seen)
@@ -340,17 +350,20 @@ async fn at_the_room(case: &Case) -> Option<Case> {
     };
     if ledger.entrusted.is_none() && case.forensic.is_some() {
         let name = stack_name(&case.scene.case);
-        let (what, advice) = match again(case.bounds.original, || case.scene.inventory.find_stack(&name)).await {
-            Ok(None) => return room,
-            Ok(Some(_)) => (
-                format!("no clean room in another account: {name} stands in the instance's own"),
-                format!("take it down with teardown {}, and run this again", case.scene.case),
-            ),
-            Err(why) => (
-                format!("no clean room: whether one stands already could not be read: {why}"),
-                "run respond again: it goes on where it was".to_owned(),
-            ),
-        };
+        let (what, advice) =
+            match again(case.bounds.original, || case.scene.inventory.find_stack(&name)).await {
+                Ok(None) => return room,
+                Ok(Some(_)) => (
+                    format!(
+                        "no clean room in another account: {name} stands in the instance's own"
+                    ),
+                    format!("take it down with teardown {}, and run this again", case.scene.case),
+                ),
+                Err(why) => (
+                    format!("no clean room: whether one stands already could not be read: {why}"),
+                    "run respond again: it goes on where it was".to_owned(),
+                ),
+            };
         case.short(shortfall(what, advice));
         return None;
     }
@@ -373,7 +386,10 @@ pub(crate) async fn ready(case: &Case, again: bool) -> Option<Case> {
 ///
 /// # Errors
 /// What is short: it is in another account than the one that is given.
-pub(crate) fn room_of(case: &Case, ledger: &Ledger) -> std::result::Result<Option<Case>, Shortfall> {
+pub(crate) fn room_of(
+    case: &Case,
+    ledger: &Ledger,
+) -> std::result::Result<Option<Case>, Shortfall> {
     match (&ledger.entrusted, &case.forensic) {
         (None, None) => Ok(Some(case.clone())),
         (Some((account, _)), Some(given)) if given.view.account == *account => Ok(case.abroad()),
@@ -413,7 +429,7 @@ async fn entrust(case: &Case, forensic: &Forensic) -> bool {
             let known = (forensic.account.clone(), forensic.role.clone());
             if case.journal.ledger().await.entrusted.as_ref() != Some(&known) {
                 let (account, role) = known;
-                let body = Body::Entrusted { account, role, actor: caller.arn };
+                let body = Body::Entrusted { account, role, session: caller.arn };
                 case.journal.append(Some(Step::CleanRoom), body).await;
             }
             return true;
@@ -467,10 +483,11 @@ pub fn stays(ledger: &Ledger) -> Vec<String> {
         .into_iter()
         .map(|(account, ids)| format!("shared with account {account}: {}", ids.join(", ")));
     let stays = shared.chain(grants).map(|what| format!("{what}, until somebody takes it back"));
-    let copies = ledger.entrusted.iter().filter(|_| !ledger.received.is_empty()).map(|(account, _)| {
-        let ids: Vec<_> = ledger.received.values().map(String::as_str).collect();
-        format!("account {account} has copies of the snapshots: {}", ids.join(", "))
-    });
+    let copies =
+        ledger.entrusted.iter().filter(|_| !ledger.received.is_empty()).map(|(account, _)| {
+            let ids: Vec<_> = ledger.received.values().map(String::as_str).collect();
+            format!("account {account} has copies of the snapshots: {}", ids.join(", "))
+        });
     stays.chain(copies).collect()
 }
 

@@ -3,15 +3,23 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use aws_sdk_ec2::types::{
-    CreateVolumePermission, Filter, Image as DescribedImage, LockState, ProductCodeValues, Snapshot as DescribedSnapshot,
-    SnapshotAttributeName, SnapshotInfo, SnapshotState as DescribedState, Volume as DescribedVolume, VolumeAttributeName,
+    CreateVolumePermission, Filter, Image as DescribedImage, LockState, ProductCodeValues,
+    Snapshot as DescribedSnapshot, SnapshotAttributeName, SnapshotInfo,
+    SnapshotState as DescribedState, Volume as DescribedVolume, VolumeAttributeName,
 };
-use cleanroom_cloud::{AccountId, Image, ImageId, PublicImage, Result, Snapshot, SnapshotState, Volume};
+use cleanroom_cloud::{
+    AccountId, Image, ImageId, PublicImage, Result, Snapshot, SnapshotState, Volume,
+};
 use cleanroom_contract::{CaseId, InstanceId, SnapshotId, VolumeId};
 use tokio::task::JoinSet;
 
 use super::{FILTER_VALUES, id, need, tags, timestamp};
-use crate::{clients::Clients, error::{bad_answer, fail}, facts::filter, pages};
+use crate::{
+    clients::Clients,
+    error::{bad_answer, fail},
+    facts::filter,
+    pages,
+};
 
 const VOLUMES: &str = "ec2:DescribeVolumes";
 const SNAPSHOTS: &str = "ec2:DescribeSnapshots";

@@ -194,11 +194,11 @@ fn sentence(body: &Body) -> String {
             crate::flow::investigate::counted(summary),
             missing.len()
         ),
-        Body::Entrusted { account, role, actor } => format!(
+        Body::Entrusted { account, role, session } => format!(
             "began to hand the evidence to account {}, acting there in role {} as {}",
             text(account.as_str()),
             text(role),
-            text(actor)
+            text(session)
         ),
         Body::Received { account, copies } => format!(
             "copies are whole in account {}: {}",
