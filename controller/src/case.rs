@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OnceCell, Semaphore};
 
 use crate::{
+    forensic::{Forensic, ForensicAccount},
     journal::Journal,
     original::Original,
     progress::{Event, Progress},
@@ -296,6 +297,8 @@ pub struct Run {
     pub progress: Progress,
     /// Where to spool what the store does not take; none keeps it in memory.
     pub spool: Option<std::path::PathBuf>,
+    /// The account in which evidence is examined, where that is another.
+    pub forensic: Option<ForensicAccount>,
 }
 
 impl fmt::Debug for Run {
@@ -320,6 +323,10 @@ pub struct Shortfall {
 pub struct Scene {
     /// What is there.
     pub inventory: Arc<dyn Inventory>,
+    /// What is in the instance's own account, where `inventory` is the forensic account's.
+    pub home: Option<Arc<dyn Inventory>>,
+    /// The account in which evidence is examined, where that is another.
+    pub forensic: Option<Arc<Forensic>>,
     /// The case.
     pub case: CaseId,
     /// The instance.
@@ -379,6 +386,8 @@ pub struct Case {
     pub scene: Scene,
     /// What changes the world.
     pub hands: Arc<dyn Hands>,
+    /// The account in which evidence is examined, where that is another.
+    pub forensic: Option<ForensicAccount>,
     /// The team's topic.
     pub notices: Arc<dyn Notices>,
     /// What is recorded as the cloud tells it.

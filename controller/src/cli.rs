@@ -37,8 +37,8 @@ Exit status:
        goes on where it was
 
 Settings come from flags, then the environment (CLEANROOM_BUCKET,
-CLEANROOM_TOPIC, CLEANROOM_KMS_KEY, CLEANROOM_CONFIG, and AWS_* as for every
-AWS tool), then cleanroom.toml, then the outputs of the response stack.
+CLEANROOM_TOPIC, CLEANROOM_KMS_KEY, CLEANROOM_FORENSIC_ACCOUNT,
+CLEANROOM_FORENSIC_KEY, CLEANROOM_CONFIG, and AWS_* as for every AWS tool), then cleanroom.toml, then the outputs of the response stack.
 `cleanroom preflight` shows the source of each.";
 
 /// Flags of every command.
@@ -56,6 +56,14 @@ pub(crate) struct Global {
     /// Role of a member account to act as.
     #[arg(long, global = true, value_name = "ARN")]
     pub assume_role: Option<String>,
+
+    /// Role of another account, the forensic account, in which evidence is copied and examined.
+    #[arg(long, global = true, value_name = "ROLE_ARN")]
+    pub forensic_account: Option<String>,
+
+    /// KMS key of what is copied there [default: that account's default for volumes].
+    #[arg(long, global = true, value_name = "ARN")]
+    pub forensic_key: Option<String>,
 
     /// Evidence bucket.
     #[arg(long, global = true, value_name = "NAME")]

@@ -10,6 +10,7 @@ pub mod case;
 pub mod claim;
 pub mod engine;
 pub mod flow;
+pub mod forensic;
 pub mod journal;
 pub mod original;
 pub mod progress;

@@ -88,10 +88,12 @@ pub(crate) struct Value<T = String> {
 pub(crate) struct Env(pub BTreeMap<&'static str, String>);
 
 /// Variables that are read. Those of the SDK are only known to be there: the SDK itself reads them.
-const VARIABLES: [&str; 7] = [
+const VARIABLES: [&str; 9] = [
     "CLEANROOM_BUCKET",
     "CLEANROOM_TOPIC",
     "CLEANROOM_KMS_KEY",
+    "CLEANROOM_FORENSIC_ACCOUNT",
+    "CLEANROOM_FORENSIC_KEY",
     "CLEANROOM_CONFIG",
     "AWS_PROFILE",
     "AWS_REGION",
@@ -125,6 +127,8 @@ pub(crate) struct Settings {
     pub profile: Option<Value>,
     pub region: Option<Value>,
     pub assume_role: Option<Value>,
+    pub forensic_account: Option<Value>,
+    pub forensic_key: Option<Value>,
     pub bucket: Option<Value>,
     pub topic: Option<Value>,
     pub kms_key: Option<Value>,
@@ -137,11 +141,13 @@ impl Settings {
     }
 
     /// Every setting of an account by name, for people.
-    pub(crate) fn named(&self) -> [(&'static str, Option<&Value>); 6] {
+    pub(crate) fn named(&self) -> [(&'static str, Option<&Value>); 8] {
         [
             ("profile", self.profile.as_ref()),
             ("region", self.region.as_ref()),
             ("assume_role", self.assume_role.as_ref()),
+            ("forensic_account", self.forensic_account.as_ref()),
+            ("forensic_key", self.forensic_key.as_ref()),
             ("bucket", self.bucket.as_ref()),
             ("topic", self.topic.as_ref()),
             ("kms_key", self.kms_key.as_ref()),
@@ -165,13 +171,18 @@ impl Settings {
         if let Some(topic) = self.topic.as_ref().filter(|v| !is_arn(&v.value, "sns", "")) {
             return Err(form("topic", topic, "SNS topic's ARN"));
         }
-        if let Some(role) = self.assume_role.as_ref().filter(|v| !is_arn(&v.value, "iam", "role/"))
+        for (name, role) in
+            [("assume_role", &self.assume_role), ("forensic_account", &self.forensic_account)]
         {
-            return Err(form("assume_role", role, "IAM role's ARN"));
+            if let Some(role) = role.as_ref().filter(|v| !is_arn(&v.value, "iam", "role/")) {
+                return Err(form(name, role, "IAM role's ARN"));
+            }
         }
-        let key = |v: &&Value| v.value.chars().any(|c| c.is_whitespace() || c.is_control());
-        if let Some(key) = self.kms_key.as_ref().filter(key) {
-            return Err(form("kms_key", key, "KMS key's ARN"));
+        let odd = |v: &&Value| v.value.chars().any(|c| c.is_whitespace() || c.is_control());
+        for (name, key) in [("kms_key", &self.kms_key), ("forensic_key", &self.forensic_key)] {
+            if let Some(key) = key.as_ref().filter(odd) {
+                return Err(form(name, key, "KMS key's ARN"));
+            }
         }
         Ok(())
     }
@@ -227,6 +238,12 @@ pub(crate) fn decide(
             .or_else(|| filed(&file.region)),
         assume_role: flag(flags.assume_role.as_deref(), "assume-role")
             .or_else(|| filed(&file.assume_role)),
+        forensic_account: flag(flags.forensic_account.as_deref(), "forensic-account")
+            .or_else(|| env.get("CLEANROOM_FORENSIC_ACCOUNT"))
+            .or_else(|| filed(&file.forensic_account)),
+        forensic_key: flag(flags.forensic_key.as_deref(), "forensic-key")
+            .or_else(|| env.get("CLEANROOM_FORENSIC_KEY"))
+            .or_else(|| filed(&file.forensic_key)),
         bucket: flag(flags.bucket.as_deref(), "bucket")
             .or_else(|| env.get("CLEANROOM_BUCKET"))
             .or_else(|| filed(&file.bucket))
@@ -276,11 +293,20 @@ mod tests {
             topic: of('f', "flag"),
             region: of('f', "flag"),
             profile: of('f', "flag"),
+            forensic_account: of('f', "flag"),
+            forensic_key: of('f', "flag"),
             ..Global::default()
         };
         let mut env = Env::default();
         if sources.contains('e') {
-            let all = ["CLEANROOM_BUCKET", "CLEANROOM_TOPIC", "CLEANROOM_KMS_KEY", "AWS_PROFILE"];
+            let all = [
+                "CLEANROOM_BUCKET",
+                "CLEANROOM_TOPIC",
+                "CLEANROOM_KMS_KEY",
+                "CLEANROOM_FORENSIC_ACCOUNT",
+                "CLEANROOM_FORENSIC_KEY",
+                "AWS_PROFILE",
+            ];
             env.0.extend(all.map(|name| (name, "env".to_owned())));
             env.0.insert("AWS_DEFAULT_REGION", "env".to_owned());
         }
@@ -291,6 +317,8 @@ mod tests {
             kms_key: of('t', "file"),
             region: of('t', "file"),
             profile: of('t', "file"),
+            forensic_account: of('t', "file"),
+            forensic_key: of('t', "file"),
             ..File::default()
         };
         let names = ["EvidenceBucket", "NotifyTopic", "KmsKey"];
@@ -322,6 +350,8 @@ mod tests {
             let account = expected.filter(|v| v != "output");
             assert_eq!(value(settings.region), account, "{sources}");
             assert_eq!(value(settings.profile), account, "{sources}");
+            assert_eq!(value(settings.forensic_account), account, "{sources}");
+            assert_eq!(value(settings.forensic_key), account, "{sources}");
         }
     }
 

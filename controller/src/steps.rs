@@ -4,6 +4,7 @@
 
 pub mod clean_room;
 pub mod detach;
+pub mod forensic;
 pub mod isolate;
 pub mod notify;
 pub mod protect;
@@ -36,6 +37,9 @@ pub fn goals() -> Vec<&'static dyn Goal> {
         &revoke::Deny,
         &revoke::Endpoint,
         &tag::Labels,
+        &forensic::Share,
+        &forensic::Grant,
+        &forensic::Receive,
         &clean_room::UNORDERED,
     ]
 }

@@ -1,6 +1,6 @@
 //! What the documents say of the program is what it is.
 //!
-//! `controller/iam-policy.json`, `controller/permissions.md` and the marked parts of `README.md` are made from the code
+//! `controller/iam-policy.json`, `controller/forensic-policy.json`, `controller/permissions.md` and the marked parts of `README.md` are made from the code
 //! and committed. With `CLEANROOM_UPDATE_DOCS=1` these tests write them anew instead of comparing:
 //!
 //! ```text
@@ -66,6 +66,9 @@ const GOALS: &[(&str, &str, &str)] = &[
     ("revoke", "deny", "its role's credentials are denied from this instance"),
     ("revoke", "endpoint", "the metadata endpoint is off"),
     ("tag", "labels", "the case's name is on the instance, its interfaces and volumes"),
+    ("clean_room", "share", "snapshots are shared (`--forensic-account`)"),
+    ("clean_room", "grant", "their keys can be read with from there"),
+    ("clean_room", "receive", "whole copies are in the forensic account"),
     (
         "clean_room",
         "launch",
@@ -175,6 +178,11 @@ fn the_committed_policy_is_the_table_s() {
 }
 
 #[test]
+fn the_committed_policy_of_the_forensic_role_is_the_table_s() {
+    hold("controller/forensic-policy.json", &permissions::forensic_policy());
+}
+
+#[test]
 fn the_policy_fits_into_one_managed_policy() {
     // https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html: white space does not count.
     let characters = permissions::policy().chars().filter(|c| !c.is_whitespace()).count();
@@ -270,7 +278,14 @@ fn every_shell_completes_every_command() {
         for word in commands.iter().flatten() {
             assert!(script.contains(word.as_str()), "{shell}: {word}");
         }
-        for flag in ["require-custody", "kms-key", "principal", "room-role", "artifacts"] {
+        for flag in [
+            "require-custody",
+            "kms-key",
+            "principal",
+            "room-role",
+            "artifacts",
+            "forensic-account",
+        ] {
             assert!(script.contains(flag), "{shell}: {flag}");
         }
     }

@@ -3,12 +3,13 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use cleanroom_cloud::Change;
-use cleanroom_cloud_fake::{FakeCloud, INSTANCE, World};
+use cleanroom_cloud_fake::{FORENSIC_KEY, FORENSIC_ROLE, FakeCloud, INSTANCE, World};
 use cleanroom_contract::{InstanceId, Timestamp};
 use cleanroom_controller::{
     case::{Bounds, Clock, Policy, Run, Shared},
     claim::Claim,
     flow::{self, FlowError, Report, Request},
+    forensic::ForensicAccount,
     journal,
     progress::Progress,
 };
@@ -48,7 +49,14 @@ pub(crate) async fn run(cloud: &FakeCloud, policy: Policy, spool: Option<&Path>)
         started,
         progress: Progress::silent(),
         spool: spool.map(Path::to_owned),
+        forensic: forensic(cloud),
     }
+}
+
+/// The forensic account, where the world has one.
+fn forensic(cloud: &FakeCloud) -> Option<ForensicAccount> {
+    cloud.with(|world| world.forensic.is_some()).then_some(())?;
+    ForensicAccount::of(FORENSIC_ROLE, Some(FORENSIC_KEY.to_owned()), &cloud.forensic())
 }
 
 /// Responds for one instance: the whole of it.

@@ -97,6 +97,8 @@ pub(crate) async fn capture<F: Future>(future: F) -> (F::Output, Vec<Captured>) 
 pub(crate) struct Calls(Arc<Shared>);
 
 struct Shared {
+    /// The only operations that go out, where not all of the table do.
+    only: Option<&'static [&'static str]>,
     log: Option<Mutex<File>>,
     clock_ahead: AtomicI64,
 }
@@ -116,15 +118,19 @@ impl Storable for Began {
 }
 
 impl Calls {
-    /// An interceptor that appends to the log at `path`, where one is given.
+    /// An interceptor that appends to the log at `path`, where one is given, and lets only these operations of the table
+    /// out, where some are named.
     ///
     /// # Errors
     /// The log can not be opened.
-    pub(crate) fn new(path: Option<&Path>) -> io::Result<Self> {
+    pub(crate) fn limited(
+        path: Option<&Path>,
+        only: Option<&'static [&'static str]>,
+    ) -> io::Result<Self> {
         let log = path
             .map(|path| OpenOptions::new().create(true).append(true).open(path).map(Mutex::new))
             .transpose()?;
-        Ok(Self(Arc::new(Shared { log, clock_ahead: AtomicI64::new(UNKNOWN) })))
+        Ok(Self(Arc::new(Shared { only, log, clock_ahead: AtomicI64::new(UNKNOWN) })))
     }
 
     /// How far this machine's clock is ahead of the service's, in seconds, by the newest answer.
@@ -178,9 +184,10 @@ impl Intercept for Calls {
         cfg: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let name = name_of(cfg);
+        let here = self.0.only.is_none_or(|only| only.contains(&name.as_str()));
         match permissions::operation(&name) {
-            Some(_) => Ok(()),
-            None => Err(Undeclared(name).into()),
+            Some(_) if here => Ok(()),
+            _ => Err(Undeclared(name).into()),
         }
     }
 
@@ -292,7 +299,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::{clients::tests::clients, error::fail};
+    use crate::{
+        clients::tests::{clients, clients_with},
+        error::fail,
+    };
 
     const REGIONS: &str = "<DescribeRegionsResponse><requestId>r</requestId><regionInfo><item>\
         <regionName>eu-west-1</regionName></item></regionInfo></DescribeRegionsResponse>";
@@ -386,6 +396,16 @@ mod tests {
         let error = fail("ec2:DescribeAccountAttributes", "", answer.expect_err("not declared"));
         assert_eq!(error.code, "Undeclared");
         assert!(error.message.contains("ec2:DescribeAccountAttributes"), "{}", error.message);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_for_another_account_is_not_sent_there() {
+        let (endpoint, _) = service(Vec::new());
+        let calls = Calls::limited(None, Some(permissions::FORENSIC)).expect("there is no log");
+        let clients = clients_with(&endpoint, calls);
+        let answer = clients.ec2.describe_regions().send().await;
+        let error = fail("ec2:DescribeRegions", "", answer.expect_err("not for there"));
+        assert_eq!(error.code, "Undeclared");
     }
 
     #[tokio::test]

@@ -50,7 +50,7 @@ pub(crate) fn canned(
         .credentials_provider(SharedCredentialsProvider::new(keys))
         .http_client(http_client_fn(move |_, _| connector.clone()))
         .build();
-    let calls = Calls::new(None).expect("there is no log to open");
+    let calls = Calls::limited(None, None).expect("there is no log to open");
     let clients = Arc::new(Clients::new(&shared, calls, bucket.map(str::to_owned), None));
     Canned { clients, sent }
 }

@@ -153,10 +153,6 @@ impl Clients {
         bucket: Option<String>,
         topic: Option<String>,
     ) -> Self {
-        // An emulator is one host without a name for each bucket.
-        let s3 = config!(aws_sdk_s3, shared, calls, Way::patient())
-            .force_path_style(has_own_s3_endpoint(shared))
-            .build();
         // A topic answers in its own Region only.
         let told = config!(aws_sdk_sns, shared, calls, Way::patient());
         let told = match topic.as_deref().and_then(region_of) {
@@ -172,7 +168,7 @@ impl Clients {
             elbv2: client!(aws_sdk_elasticloadbalancingv2, shared, calls, Way::patient()),
             elb: client!(aws_sdk_elasticloadbalancing, shared, calls, Way::patient()),
             iam: client!(aws_sdk_iam, shared, calls, Way::patient()),
-            s3: aws_sdk_s3::Client::from_conf(s3),
+            s3: s3(shared, &calls),
             sns: aws_sdk_sns::Client::from_conf(told.build()),
             sts: client!(aws_sdk_sts, shared, calls, Way::patient()),
             kms: client!(aws_sdk_kms, shared, calls, Way::patient()),
@@ -186,6 +182,20 @@ impl Clients {
             calls,
         }
     }
+
+    /// The same, which read the evidence bucket as somebody else.
+    pub(crate) fn reading_as(self, shared: &SdkConfig, calls: &Calls) -> Self {
+        Self { s3: s3(shared, calls), ..self }
+    }
+}
+
+/// The client of S3.
+fn s3(shared: &SdkConfig, calls: &Calls) -> aws_sdk_s3::Client {
+    // An emulator is one host without a name for each bucket.
+    let config = config!(aws_sdk_s3, shared, calls, Way::patient())
+        .force_path_style(has_own_s3_endpoint(shared))
+        .build();
+    aws_sdk_s3::Client::from_conf(config)
 }
 
 /// The Region of an ARN.
@@ -218,6 +228,11 @@ pub(crate) mod tests {
 
     /// Clients of a service at `endpoint`, with the credentials of AWS's documentation.
     pub(crate) fn clients(endpoint: &str, log: Option<&Path>) -> Clients {
+        clients_with(endpoint, Calls::limited(log, None).expect("a log that can be written"))
+    }
+
+    /// The same, whose calls pass this interceptor.
+    pub(crate) fn clients_with(endpoint: &str, calls: Calls) -> Clients {
         let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
         let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", secret, None, None, "test");
         let shared = SdkConfig::builder()
@@ -226,7 +241,6 @@ pub(crate) mod tests {
             .credentials_provider(SharedCredentialsProvider::new(credentials))
             .endpoint_url(endpoint)
             .build();
-        let calls = Calls::new(log).expect("a log that can be written");
         Clients::new(&shared, calls, Some("evidence".to_owned()), None)
     }
 

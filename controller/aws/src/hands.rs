@@ -26,7 +26,7 @@ use crate::{
     clients::Clients,
     ec2::instances,
     error::{bad_answer, fail},
-    iam, scaling, stacks,
+    iam, keys, scaling, stacks,
 };
 
 #[async_trait]
@@ -70,6 +70,8 @@ async fn carry_out(clients: &Clients, ec2: &Client, change: &Change) -> Result<M
         | C::CreateSnapshot { .. }
         | C::LockSnapshot { .. }
         | C::CopySnapshot { .. }
+        | C::CopyFromAccount { .. }
+        | C::ShareSnapshot { .. }
         | C::RegisterImage { .. }
         | C::CreateImage { .. } => evidence::apply(clients, ec2, change).await,
         C::CreateGroup { .. }
@@ -88,6 +90,7 @@ async fn carry_out(clients: &Clients, ec2: &Client, change: &Change) -> Result<M
         C::AssociateProfile { instance, profile } => {
             associate_profile(clients, ec2, instance, profile).await
         }
+        C::GrantKey { .. } => keys::apply(clients, change).await,
         C::CreateStack { .. } | C::DeleteStack { .. } => stacks::apply(clients, change).await,
         C::PutTags { resource, tags } => put_tags(ec2, resource, tags).await,
         C::RemoveTags { resource, keys } => {

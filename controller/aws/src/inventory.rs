@@ -6,21 +6,21 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use aws_sdk_kms::types::{KeyManagerType, KeyState};
 use cleanroom_cloud::{
     AccountId, AlertFinding, Association, Caller, Classic, EncryptionKey, EventPage, EventQuery,
-    GroupId, Guards, Image, Instance, InstanceQuery, Interface, InterfaceId, Inventory, Membership,
-    NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy, ScalingGroup, SecurityGroup,
-    Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn, UserAccess, Volume, VpcId,
+    Grant, GroupId, Guards, Image, Instance, InstanceQuery, Interface, InterfaceId, Inventory,
+    Membership, NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy, ScalingGroup,
+    SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn, UserAccess,
+    Volume, VpcId,
 };
-use cleanroom_contract::{CaseId, InstanceId, VolumeId};
+use cleanroom_contract::{CaseId, InstanceId, SnapshotId, VolumeId};
 
 use crate::{
     Aws, balancing,
     clients::Clients,
     ec2::{instances, network, volumes},
-    error::{bad_answer, fail, missing},
-    iam, scaling, stacks, trail,
+    error::{bad_answer, fail},
+    iam, keys, scaling, stacks, trail,
 };
 
 #[async_trait]
@@ -117,8 +117,16 @@ impl Inventory for Aws {
         volumes::images(&self.clients, case).await
     }
 
+    async fn shared_with(&self, snapshot: &SnapshotId) -> Result<Vec<AccountId>> {
+        volumes::shared_with(&self.clients, snapshot).await
+    }
+
     async fn key(&self, key: &str) -> Result<EncryptionKey> {
-        encryption_key(&self.clients, key).await
+        keys::describe(&self.clients, key).await
+    }
+
+    async fn grants(&self, key: &str, grantee: &str) -> Result<Vec<Grant>> {
+        keys::grants(&self.clients, key, grantee).await
     }
 
     async fn profile_associations(&self, instance: &InstanceId) -> Result<Vec<Association>> {
@@ -184,20 +192,5 @@ async fn caller(clients: &Clients) -> Result<Caller> {
         arn: answer.arn.ok_or_else(|| bad_answer(OPERATION, "", "Arn"))?,
         region: clients.region.clone(),
         clock_ahead: clients.calls.clock_ahead(),
-    })
-}
-
-/// A key, by id, alias or ARN.
-async fn encryption_key(clients: &Clients, key: &str) -> Result<EncryptionKey> {
-    const OPERATION: &str = "kms:DescribeKey";
-    let answer = clients.kms.describe_key().key_id(key).send().await;
-    let answer = answer.map_err(|error| fail(OPERATION, key, error))?;
-    let found = answer.key_metadata.ok_or_else(|| missing(OPERATION, key))?;
-    let usable = found.enabled && found.key_state().is_none_or(|s| *s == KeyState::Enabled);
-    Ok(EncryptionKey {
-        arn: found.arn().ok_or_else(|| bad_answer(OPERATION, key, "Arn"))?.to_owned(),
-        account: AccountId::from(found.aws_account_id().unwrap_or_default()),
-        aws_managed: found.key_manager() == Some(&KeyManagerType::Aws),
-        enabled: usable,
     })
 }

@@ -19,6 +19,7 @@ mod facts;
 mod hands;
 mod iam;
 mod inventory;
+mod keys;
 mod notices;
 mod pages;
 pub mod permissions;
@@ -86,21 +87,54 @@ pub enum ConnectError {
 /// # Errors
 /// There is no Region, or the call log can not be opened.
 pub async fn connect(connection: &Connection) -> std::result::Result<Cloud, ConnectError> {
-    let calls = Calls::new(connection.call_log.as_deref()).map_err(|source| {
-        ConnectError::CallLog { path: connection.call_log.clone().unwrap_or_default(), source }
-    })?;
+    let calls = interceptor(connection, None)?;
     let shared = shared_config(connection).await?;
     let clients = Clients::new(&shared, calls, connection.bucket.clone(), connection.topic.clone());
+    Ok(ports(clients))
+}
+
+/// The ports of another account, in which one acts as `role`: with the connection's own credentials, not with those of the
+/// role of a member account, which must not lead there. The bucket is read as by the connection, so that the role needs no
+/// right to it. Only the calls of [`permissions::FORENSIC`] go out.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_forensic(
+    connection: &Connection,
+    role: &str,
+) -> std::result::Result<Cloud, ConnectError> {
+    let (calls, limited) =
+        (interceptor(connection, None)?, interceptor(connection, Some(permissions::FORENSIC))?);
+    let own = shared_config(connection).await?;
+    let there = Connection { assume_role: Some(role.to_owned()), ..connection.clone() };
+    let shared = shared_config(&there).await?;
+    let (bucket, topic) = (connection.bucket.clone(), connection.topic.clone());
+    let clients = Clients::new(&shared, limited, bucket, topic).reading_as(&own, &calls);
+    Ok(ports(clients))
+}
+
+fn interceptor(
+    connection: &Connection,
+    only: Option<&'static [&'static str]>,
+) -> std::result::Result<Calls, ConnectError> {
+    Calls::limited(connection.call_log.as_deref(), only).map_err(|source| ConnectError::CallLog {
+        path: connection.call_log.clone().unwrap_or_default(),
+        source,
+    })
+}
+
+/// All ports over some clients.
+fn ports(clients: Clients) -> Cloud {
     let clients = Arc::new(clients);
     let aws = Arc::new(Aws { clients: Arc::clone(&clients) });
-    Ok(Cloud {
+    Cloud {
         inventory: aws.clone(),
         hands: aws.clone(),
         facts: aws.clone(),
         posture: aws,
         store: Arc::new(S3Store::new(Arc::clone(&clients))),
         notices: Arc::new(SnsNotices::new(clients)),
-    })
+    }
 }
 
 /// What all clients share: Region, credentials, connections. Its time-outs and retries are those of getting credentials.

@@ -4,8 +4,9 @@
 //! interceptor refuses whatever is not in it, and a test holds it against this crate's own sources, so it can be neither
 //! too short nor too long. Touches nothing.
 //!
-//! `--assume-role` needs `sts:AssumeRole` on that one role besides, for the caller and not for the role: a policy for
-//! anything would be too much, so it is not here.
+//! `--assume-role` and `--forensic-account` need `sts:AssumeRole` on that one role besides, for the caller and not for the
+//! role: a policy for anything would be too much, so it is not here. [`FORENSIC`] names what is called in the forensic
+//! account; no other call goes out there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -219,6 +220,10 @@ pub const TABLE: &[Operation] = table! {
 
     "clean_room" look "cloudformation:DescribeStackEvents";
     "clean_room" look "ec2:DescribeManagedPrefixLists";
+    "clean_room" look "ec2:DescribeSnapshotAttribute";
+    "clean_room" look "kms:ListGrants";
+    "clean_room" act "ec2:ModifySnapshotAttribute";
+    "clean_room" act "kms:CreateGrant";
     "clean_room" act "cloudformation:CreateStack", with PASS_ROOM_ROLE, TAG_STACK;
     "clean_room" act "cloudformation:DeleteStack";
 
@@ -247,16 +252,62 @@ pub const TABLE: &[Operation] = table! {
     "preflight" look "servicequotas:GetAWSDefaultServiceQuota";
 };
 
-/// Actions that are allowed under a condition only: the action, the kind of condition, the key, and its value. Under it
-/// they do all that this program needs, and not under it they could make the caller more than it is.
-pub(crate) const CONDITIONS: &[(&str, &str, &str, &[&str])] = &[
-    (
-        "iam:PassRole",
-        "StringEquals",
-        "iam:PassedToService",
-        &["cloudformation.amazonaws.com", "ec2.amazonaws.com", "ec2.amazonaws.com.cn"],
-    ),
-    ("kms:CreateGrant", "Bool", "kms:GrantIsForAWSResource", &["true"]),
+/// What is called in the forensic account, as the role that `--forensic-account` names. All of it is in the table.
+pub const FORENSIC: &[&str] = &[
+    "sts:GetCallerIdentity",
+    "ec2:DescribeImages",
+    "ec2:DescribeInstances",
+    "ec2:DescribeLockedSnapshots",
+    "ec2:DescribeManagedPrefixLists",
+    "ec2:DescribeSnapshots",
+    "ec2:DescribeVolumeAttribute",
+    "ec2:DescribeVolumes",
+    "kms:DescribeKey",
+    "cloudformation:DescribeStackEvents",
+    "cloudformation:DescribeStacks",
+    "ec2:CopySnapshot",
+    "cloudformation:CreateStack",
+    "cloudformation:DeleteStack",
+];
+
+/// A condition under which alone an action is allowed.
+pub(crate) struct Condition {
+    /// The statement's name.
+    sid: &'static str,
+    /// The action.
+    pub(crate) action: &'static str,
+    /// The condition's operator.
+    pub(crate) kind: &'static str,
+    /// Its key.
+    pub(crate) key: &'static str,
+    /// Its values.
+    pub(crate) values: &'static [&'static str],
+}
+
+/// Actions that are allowed under a condition only. Under it they do all that this program needs, and not under it they
+/// could make the caller more than it is. One of several that an action has is enough.
+pub(crate) const CONDITIONS: &[Condition] = &[
+    Condition {
+        sid: "PassRole",
+        action: "iam:PassRole",
+        kind: "StringEquals",
+        key: "iam:PassedToService",
+        values: &["cloudformation.amazonaws.com", "ec2.amazonaws.com", "ec2.amazonaws.com.cn"],
+    },
+    Condition {
+        sid: "CreateGrant",
+        action: "kms:CreateGrant",
+        kind: "Bool",
+        key: "kms:GrantIsForAWSResource",
+        values: &["true"],
+    },
+    Condition {
+        sid: "LetForensicAccountRead",
+        action: "kms:CreateGrant",
+        kind: "ForAllValues:StringEquals",
+        key: "kms:GrantOperations",
+        values: &["CreateGrant", "Decrypt", "DescribeKey", "ReEncryptFrom"],
+    },
 ];
 
 /// The prefix that IAM has for a service, by the SDK's name of the service. Both kinds of load balancer share one.
@@ -318,15 +369,29 @@ struct Document {
 }
 
 /// The IAM policy that allows exactly what the table names: a statement that looks, one that acts, and one for each
-/// action under a condition. An action that looking and acting share is with the acting ones.
+/// condition. An action that looking and acting share is with the acting ones.
 ///
 /// # Panics
 /// Never: its text is made of the tables of this module.
 #[must_use]
 pub fn policy() -> String {
-    let conditional = |action: &str| CONDITIONS.iter().any(|(name, ..)| *name == action);
-    let mut acts = union(TABLE.iter().filter(|row| row.mutates));
-    let mut looks = union(TABLE.iter().filter(|row| !row.mutates));
+    document(TABLE.iter())
+}
+
+/// The same for the role of the forensic account.
+///
+/// # Panics
+/// Never: its text is made of the tables of this module.
+#[must_use]
+pub fn forensic_policy() -> String {
+    document(FORENSIC.iter().filter_map(|name| operation(name)))
+}
+
+fn document(rows: impl Iterator<Item = &'static Operation> + Clone) -> String {
+    let conditional = |action: &str| CONDITIONS.iter().any(|c| c.action == action);
+    let all = union(rows.clone());
+    let mut acts = union(rows.clone().filter(|row| row.mutates));
+    let mut looks = union(rows.clone().filter(|row| !row.mutates));
     looks.retain(|action| !acts.contains(action) && !conditional(action));
     acts.retain(|action| !conditional(action));
 
@@ -339,9 +404,14 @@ pub fn policy() -> String {
     };
     let mut statement =
         vec![allow("Look", looks.into_iter().collect()), allow("Act", acts.into_iter().collect())];
-    statement.extend(CONDITIONS.iter().map(|(action, kind, key, value)| Statement {
-        condition: BTreeMap::from([(*kind, BTreeMap::from([(*key, *value)]))]),
-        ..allow(action.split(':').next_back().unwrap_or_default(), vec![*action])
+    // A grant that is not for a service of AWS is what its own operation is called for.
+    let grants = rows.clone().any(|row| row.name == "kms:CreateGrant");
+    let needed = CONDITIONS
+        .iter()
+        .filter(|c| all.contains(c.action) && (grants || c.key != "kms:GrantOperations"));
+    statement.extend(needed.map(|c| Statement {
+        condition: BTreeMap::from([(c.kind, BTreeMap::from([(c.key, c.values)]))]),
+        ..allow(c.sid, vec![c.action])
     }));
     let document = Document { version: "2012-10-17", statement };
     format!("{}\n", serde_json::to_string_pretty(&document).expect("texts and lists of texts"))
@@ -455,6 +525,8 @@ mod tests {
             allowed.extend(actions.into_iter().map(str::to_owned));
         }
         allowed.sort();
+        // What is allowed under one of several conditions is named under each.
+        allowed.dedup();
         assert_eq!(allowed, actions());
     }
 
@@ -484,8 +556,31 @@ mod tests {
         let expected = json!({"StringEquals": {"iam:PassedToService": ["cloudformation.amazonaws.com", "ec2.amazonaws.com", "ec2.amazonaws.com.cn"]}});
         assert_eq!(pass[0]["Condition"], expected);
         let grant = of("kms:CreateGrant");
-        assert_eq!(grant.len(), 1);
+        assert_eq!(grant.len(), 2);
         assert_eq!(grant[0]["Condition"], json!({"Bool": {"kms:GrantIsForAWSResource": ["true"]}}));
+        let read: Vec<_> = crate::keys::READ.iter().map(|o| o.as_str()).collect();
+        let expected = json!({"ForAllValues:StringEquals": {"kms:GrantOperations": read}});
+        assert_eq!(grant[1]["Condition"], expected, "no grant of more than reading");
+    }
+
+    #[test]
+    fn the_forensic_role_s_policy_is_part_of_the_table_s_and_makes_no_grant_of_its_own() {
+        for name in FORENSIC {
+            assert!(operation(name).is_some(), "{name} is not in the table");
+        }
+        let policy: Value = serde_json::from_str(&forensic_policy()).expect("a JSON document");
+        let mut allowed = BTreeSet::new();
+        for statement in policy["Statement"].as_array().expect("statements") {
+            for action in statement["Action"].as_array().expect("actions") {
+                allowed.insert(action.as_str().expect("a name").to_owned());
+            }
+        }
+        let all: BTreeSet<_> = actions().into_iter().map(str::to_owned).collect();
+        assert!(allowed.is_subset(&all), "{allowed:?}");
+        for never in ["ec2:ModifySnapshotAttribute", "ec2:CreateSnapshots", "s3:PutObject"] {
+            assert!(!allowed.contains(never), "{never}");
+        }
+        assert!(!forensic_policy().contains("kms:GrantOperations"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     clients::Clients,
     error::{bad_answer, fail, own},
     pages,
-    permissions::CONDITIONS,
+    permissions::{CONDITIONS, Condition},
     store, trail,
 };
 
@@ -152,14 +152,18 @@ pub(crate) async fn topic(clients: &Clients) -> Result<Option<String>> {
 
 /// What holds when this program acts: actions that the policy allows under a condition only are asked for under it.
 fn context() -> Vec<ContextEntry> {
-    let entry = |(_, kind, key, values): &(&str, &str, &str, &[&str])| {
-        let kind =
-            if *kind == "Bool" { ContextKeyTypeEnum::Boolean } else { ContextKeyTypeEnum::String };
-        let value = values.first().copied().unwrap_or_default();
+    let entry = |condition: &Condition| {
+        let several = condition.kind.starts_with("ForAllValues:");
+        let kind = match condition.kind {
+            "Bool" => ContextKeyTypeEnum::Boolean,
+            _ if several => ContextKeyTypeEnum::StringList,
+            _ => ContextKeyTypeEnum::String,
+        };
+        let values = condition.values.iter().take(if several { usize::MAX } else { 1 });
         ContextEntry::builder()
-            .context_key_name(*key)
+            .context_key_name(condition.key)
             .context_key_type(kind)
-            .context_key_values(value)
+            .set_context_key_values(Some(values.map(|value| (*value).to_owned()).collect()))
             .build()
     };
     CONDITIONS.iter().map(entry).collect()

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::Result,
     names::{
-        AclId, AllocationId, AssociationId, GroupId, ImageId, InterfaceId, RoleName,
+        AccountId, AclId, AllocationId, AssociationId, GroupId, ImageId, InterfaceId, RoleName,
         TargetGroupArn, VpcId,
     },
     network::Target,
@@ -134,6 +134,27 @@ pub enum Change {
     CopySnapshot {
         snapshot: SnapshotId,
         key: String,
+        tags: Tags,
+    },
+    /// Lets another account make volumes and copies of it.
+    ShareSnapshot {
+        snapshot: SnapshotId,
+        account: AccountId,
+    },
+    /// Lets a role of another account read what is encrypted with the key, and no more: what copying a snapshot takes.
+    /// The name keeps a second one from being made.
+    GrantKey {
+        key: String,
+        grantee: String,
+        name: String,
+    },
+    /// A copy of what another account shares, made in the account of who acts. Without a key, under the one that is that
+    /// account's default for volumes. Has no idempotency token.
+    CopyFromAccount {
+        snapshot: SnapshotId,
+        owner: AccountId,
+        into: AccountId,
+        key: Option<String>,
         tags: Tags,
     },
     /// From the root's snapshot, the others attached as they were. `devices` maps device names to
@@ -284,7 +305,9 @@ impl Change {
             C::CreateSnapshots { .. } => "ec2:CreateSnapshots",
             C::CreateSnapshot { .. } => "ec2:CreateSnapshot",
             C::LockSnapshot { .. } => "ec2:LockSnapshot",
-            C::CopySnapshot { .. } => "ec2:CopySnapshot",
+            C::CopySnapshot { .. } | C::CopyFromAccount { .. } => "ec2:CopySnapshot",
+            C::ShareSnapshot { .. } => "ec2:ModifySnapshotAttribute",
+            C::GrantKey { .. } => "kms:CreateGrant",
             C::RegisterImage { .. } => "ec2:RegisterImage",
             C::CreateImage { .. } => "ec2:CreateImage",
             C::PutTags { .. } => "ec2:CreateTags",
@@ -321,6 +344,7 @@ impl Change {
             Self::CreateSnapshots { .. }
                 | Self::CreateSnapshot { .. }
                 | Self::CopySnapshot { .. }
+                | Self::CopyFromAccount { .. }
                 | Self::AttachToGroup { .. }
         )
     }
@@ -351,9 +375,11 @@ impl Change {
             C::DeregisterTarget { target, .. } | C::RegisterTarget { target, .. } => {
                 target.id.clone()
             }
-            C::LockSnapshot { snapshot, .. } | C::CopySnapshot { snapshot, .. } => {
-                snapshot.to_string()
-            }
+            C::LockSnapshot { snapshot, .. }
+            | C::CopySnapshot { snapshot, .. }
+            | C::ShareSnapshot { snapshot, .. }
+            | C::CopyFromAccount { snapshot, .. } => snapshot.to_string(),
+            C::GrantKey { key, .. } => key.clone(),
             C::RegisterImage { name, .. } => name.clone(),
             C::PutTags { resource, .. } | C::RemoveTags { resource, .. } => resource.clone(),
             C::CreateGroup { vpc, .. } => vpc.to_string(),
@@ -420,6 +446,14 @@ impl fmt::Display for Change {
             C::CreateSnapshot { .. } => f.write_str("snapshot the volume"),
             C::LockSnapshot { days, .. } => write!(f, "lock the snapshot for {days} days"),
             C::CopySnapshot { key, .. } => write!(f, "copy the snapshot to key {key}"),
+            C::ShareSnapshot { account, .. } => {
+                write!(f, "share the snapshot with account {account}")
+            }
+            C::GrantKey { grantee, .. } => write!(f, "let {grantee} read with the key"),
+            C::CopyFromAccount { owner, into, key, .. } => {
+                let key = key.as_deref().unwrap_or("the default key for volumes");
+                write!(f, "copy the snapshot from account {owner} into account {into}, under {key}")
+            }
             C::RegisterImage { devices, .. } => {
                 write!(f, "register an image from {}", list(devices.values()))
             }
@@ -480,6 +514,8 @@ pub enum Made {
     Snapshots(Vec<Snapshot>),
     /// A copy of a snapshot.
     Copy(SnapshotId),
+    /// A grant on a key, by its id.
+    Grant(String),
     /// An image.
     Image(ImageId),
     /// An Elastic IP's or a profile's association.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use cleanroom_contract::{CaseId, InstanceId, Timestamp, VolumeId};
+use cleanroom_contract::{CaseId, InstanceId, SnapshotId, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -108,6 +108,15 @@ pub struct EncryptionKey {
     pub enabled: bool,
 }
 
+/// A grant on a key: what it lets somebody do is told by its name, which is ours (KMS `ListGrants`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Its id.
+    pub id: String,
+    /// Its name; empty where it has none.
+    pub name: String,
+}
+
 /// An IAM user's access keys and groups, as far as cutting them needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserAccess {
@@ -173,8 +182,12 @@ pub trait Inventory: Send + Sync {
     async fn snapshots(&self, case: &CaseId) -> Result<Vec<Snapshot>>;
     /// The case's images, by the same tag.
     async fn images(&self, case: &CaseId) -> Result<Vec<Image>>;
+    /// The accounts that a snapshot of the caller's own is shared with; `all` where it is public.
+    async fn shared_with(&self, snapshot: &SnapshotId) -> Result<Vec<AccountId>>;
     /// A key.
     async fn key(&self, key: &str) -> Result<EncryptionKey>;
+    /// The grants on a key to this principal, an ARN.
+    async fn grants(&self, key: &str, grantee: &str) -> Result<Vec<Grant>>;
 
     /// Its instance profile's associations.
     async fn profile_associations(&self, instance: &InstanceId) -> Result<Vec<Association>>;

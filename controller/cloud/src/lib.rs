@@ -28,8 +28,8 @@ pub use instance::{
     Association, AttachedVolume, Guards, Instance, InstanceState, Metadata, Profile, RolePolicy,
 };
 pub use inventory::{
-    AlertFinding, Caller, EncryptionKey, Event, EventPage, EventQuery, InstanceQuery, Inventory,
-    UserAccess,
+    AlertFinding, Caller, EncryptionKey, Event, EventPage, EventQuery, Grant, InstanceQuery,
+    Inventory, UserAccess,
 };
 pub use names::{
     AccountId, AclId, AllocationId, AssociationId, GroupId, ImageId, InterfaceId, RoleName,

@@ -18,6 +18,7 @@ use cleanroom_cloud::{
 use cleanroom_contract::{InstanceId, Timestamp, VolumeId};
 
 use crate::{
+    forensic::Lent,
     room::RoomScript,
     store::Bucket,
     world::{
@@ -135,6 +136,10 @@ impl World {
             failing_volumes: BTreeSet::new(),
             snapshots: Vec::new(),
             locks: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            grants: Vec::new(),
+            ungranted: BTreeSet::new(),
+            key_policies: BTreeSet::new(),
             images: Vec::new(),
             keys: vec![key(CASE_KEY, false), key(AWS_MANAGED_KEY, true)],
             other_tags: BTreeMap::new(),
@@ -162,6 +167,8 @@ impl World {
             limits: Limits::default(),
             open_spans: Vec::new(),
             clock: Duration::ZERO,
+            forensic: None,
+            lent: Lent::default(),
             later: BTreeMap::new(),
             named: 0,
         }
@@ -356,7 +363,7 @@ fn volume_id(text: &str) -> VolumeId {
     text.parse().expect("a volume id of this file")
 }
 
-fn key(arn: &str, aws_managed: bool) -> EncryptionKey {
+pub(crate) fn key(arn: &str, aws_managed: bool) -> EncryptionKey {
     EncryptionKey { arn: arn.to_owned(), account: ACCOUNT.into(), aws_managed, enabled: true }
 }
 
@@ -385,7 +392,12 @@ pub(crate) fn plain_instance(id: &InstanceId, root: VolumeId) -> Instance {
     }
 }
 
-fn plain_volume(id: &VolumeId, instance: &InstanceId, device: &str, size: u32) -> Volume {
+pub(crate) fn plain_volume(
+    id: &VolumeId,
+    instance: &InstanceId,
+    device: &str,
+    size: u32,
+) -> Volume {
     Volume {
         id: id.clone(),
         size,

@@ -23,6 +23,7 @@ use tokio::{
 
 use crate::{
     faults::{At, Fault, Faults, Storm},
+    forensic::FORENSIC_CALLER,
     problem::{Answered, Problem},
     world::{OpenSpan, World, time_of_day},
 };
@@ -165,6 +166,8 @@ struct Begun {
 pub struct FakeCloud {
     shared: Arc<Shared>,
     process: Arc<Process>,
+    /// Whether it calls in the forensic account.
+    forensic: bool,
 }
 
 impl FakeCloud {
@@ -185,7 +188,7 @@ impl FakeCloud {
                 past: VecDeque::new(),
             }),
         };
-        Self { shared: Arc::new(shared), process: Process::of(CALLER) }
+        Self { shared: Arc::new(shared), process: Process::of(CALLER), forensic: false }
     }
 
     /// The ports.
@@ -204,7 +207,7 @@ impl FakeCloud {
     /// Another process on the same world, called by this ARN.
     #[must_use]
     pub fn as_caller(&self, arn: &str) -> Self {
-        Self { shared: Arc::clone(&self.shared), process: Process::of(arn) }
+        Self { shared: Arc::clone(&self.shared), process: Process::of(arn), forensic: false }
     }
 
     /// A new process of the same caller: what comes after a death.
@@ -353,7 +356,12 @@ impl FakeCloud {
     }
 
     pub(crate) fn caller_arn(&self) -> &str {
-        &self.process.caller
+        if self.forensic { FORENSIC_CALLER } else { &self.process.caller }
+    }
+
+    /// The same process, calling in the forensic account.
+    pub(crate) fn elsewhere(&self) -> Self {
+        Self { forensic: true, ..self.clone() }
     }
 
     pub(crate) fn bucket_name(&self) -> &str {
@@ -387,6 +395,7 @@ impl FakeCloud {
         }
         let mut answer = match fault {
             Some(Fault::Refuse(kind)) => Err(Problem::injected(kind)),
+            _ if self.forensic => self.perform(n, &call, |world| world.in_forensic(act)),
             _ => self.perform(n, &call, act),
         };
         if fault == Some(Fault::DieAfter) {
@@ -428,7 +437,7 @@ impl FakeCloud {
             started: now,
             took_effect: None,
             ended: None,
-            caller: self.process.caller.clone(),
+            caller: self.caller_arn().to_owned(),
             outcome: Outcome::Open,
         };
         let text = record.text();

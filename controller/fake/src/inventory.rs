@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
-    AlertFinding, Association, Caller, Classic, EncryptionKey, Event, EventPage, EventQuery,
-    GroupId, Guards, Image, Instance, InstanceQuery, InstanceState, Interface, InterfaceId,
-    Inventory, Membership, NetworkAcl, Profile, PublicImage, Result, RoleName, RolePolicy,
-    ScalingGroup, SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup, TargetGroupArn,
-    UserAccess, Volume, VpcId,
+    AccountId, AlertFinding, Association, Caller, Classic, EncryptionKey, Event, EventPage,
+    EventQuery, Grant, GroupId, Guards, Image, Instance, InstanceQuery, InstanceState, Interface,
+    InterfaceId, Inventory, Membership, NetworkAcl, Profile, PublicImage, Result, RoleName,
+    RolePolicy, ScalingGroup, SecurityGroup, Snapshot, Stack, StackEvent, Target, TargetGroup,
+    TargetGroupArn, UserAccess, Volume, VpcId,
 };
-use cleanroom_contract::{CaseId, InstanceId, VolumeId};
+use cleanroom_contract::{CaseId, InstanceId, SnapshotId, VolumeId};
 
 use crate::{
     gate::{Call, FakeCloud},
@@ -302,10 +302,24 @@ impl Inventory for FakeCloud {
         .await
     }
 
+    async fn shared_with(&self, snapshot: &SnapshotId) -> Result<Vec<AccountId>> {
+        self.call(Call::read("ec2:DescribeSnapshotAttribute", snapshot), |world| {
+            world.get_snapshot(snapshot)?;
+            let with = world.shares.get(snapshot).into_iter().flatten();
+            Ok(with.cloned().collect())
+        })
+        .await
+    }
+
     async fn key(&self, key: &str) -> Result<EncryptionKey> {
-        self.call(Call::read("kms:DescribeKey", key), |world| {
-            let found = world.find_key(key).cloned();
-            found.ok_or_else(|| Problem::not_found("NotFoundException", format!("no key {key}")))
+        self.call(Call::read("kms:DescribeKey", key), |world| world.see_key(key)).await
+    }
+
+    async fn grants(&self, key: &str, grantee: &str) -> Result<Vec<Grant>> {
+        self.call(Call::read("kms:ListGrants", key), |world| {
+            let arn = world.see_key(key)?.arn;
+            let to = world.grants.iter().filter(|g| g.key == arn && g.grantee == grantee);
+            Ok(to.map(|g| g.grant.clone()).collect())
         })
         .await
     }

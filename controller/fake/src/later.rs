@@ -61,6 +61,12 @@ impl World {
             self.happen(what);
         }
         self.clock = self.clock.max(now);
+        if self.forensic.is_some() {
+            let _always = self.in_forensic(|other| {
+                other.settle(now);
+                Ok(())
+            });
+        }
     }
 
     fn happen(&mut self, what: Later) {

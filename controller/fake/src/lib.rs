@@ -9,6 +9,7 @@
 mod build;
 mod facts;
 mod faults;
+mod forensic;
 mod gate;
 mod hands;
 mod inventory;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use build::{ACCOUNT, AWS_MANAGED_KEY, CASE_KEY, INSTANCE, REGION, SIBLING, TOPIC};
 pub use faults::{At, Fault, Storm};
+pub use forensic::{FORENSIC_ACCOUNT, FORENSIC_CALLER, FORENSIC_KEY, FORENSIC_ROLE, Granted};
 pub use gate::{CALLER, CallRecord, FakeCloud, Outcome};
 pub use room::{Built, RoomEnds, RoomScript, agent_key};
 pub use store::{Bucket, Version};

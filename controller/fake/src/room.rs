@@ -11,13 +11,13 @@ use std::{
 
 use cleanroom_cloud::{Change, InstanceState, Made, Stack, StackEvent, StackState};
 use cleanroom_contract::{
-    CaseId, Coverage, EvidenceSource, InstanceId, PublishedFile, Report, RoomEvent, RoomNews, Run,
-    RunState, ScanId, Severity, SeverityCounts, Sha256, Summary, VersionOne, VolumeId, WorkOrder,
-    bundle_prefix, event_key, orders_prefix,
+    CaseId, Coverage, EvidenceSource, InstanceId, OrderedVolume, PublishedFile, Report, RoomEvent,
+    RoomNews, Run, RunState, ScanId, Severity, SeverityCounts, Sha256, Summary, VersionOne,
+    VolumeId, WorkOrder, bundle_prefix, event_key, orders_prefix,
 };
 
 use crate::{
-    build::plain_instance,
+    build::{plain_instance, plain_volume},
     later::Later,
     problem::{Answered, Problem},
     store::digest,
@@ -153,7 +153,8 @@ impl World {
             return Err(Problem::conflict("AlreadyExistsException", message));
         }
         let id = self.name("");
-        let id = format!("arn:aws:cloudformation:us-east-1:123456789012:stack/{name}/{id}");
+        let account = &self.account;
+        let id = format!("arn:aws:cloudformation:us-east-1:{account}:stack/{name}/{id}");
         let stack = Stack {
             id: id.clone(),
             name: name.clone(),
@@ -252,14 +253,14 @@ impl World {
     }
 
     /// The volumes that a stack's parameters name, by their numbers. A copied snapshot does not tell its volume: the order does.
-    fn named_volumes(&self, parameters: &BTreeMap<String, String>) -> Vec<(usize, VolumeId)> {
+    fn named_volumes(&self, parameters: &BTreeMap<String, String>) -> Vec<(usize, OrderedVolume)> {
         let order = parameters.get("OrderKey").and_then(|key| self.bucket.newest(key));
         let order = order.and_then(|bytes| serde_json::from_slice::<WorkOrder>(bytes).ok());
         let ordered = order.map(|order| order.volumes).unwrap_or_default();
         let named = (1..=24).filter_map(|n| {
             let given = parameters.get(&format!("Snapshot{n:02}"))?;
             let volume = ordered.iter().find(|v| v.snapshot.as_str() == given)?;
-            Some((n, volume.source.clone()))
+            Some((n, volume.clone()))
         });
         named.collect()
     }
@@ -277,8 +278,17 @@ impl World {
             let why = "You have exceeded your volume initialization rate quota. (Status Code: 400)";
             return vec![("Volume01".to_owned(), why.to_owned())];
         }
-        let refused = |(n, source): &(usize, VolumeId)| {
-            let why = self.room.refuses.get(source)?;
+        // A volume can not be made from a snapshot that is not this account's.
+        let absent = |(n, volume): &(usize, OrderedVolume)| {
+            let there = self.snapshots.iter().any(|s| s.id == volume.snapshot);
+            let why = format!("The snapshot '{}' does not exist.", volume.snapshot);
+            (!there).then(|| (format!("Volume{n:02}"), why))
+        };
+        if let Some(absent) = volumes.iter().find_map(absent) {
+            return vec![absent];
+        }
+        let refused = |(n, volume): &(usize, OrderedVolume)| {
+            let why = self.room.refuses.get(&volume.source)?;
             Some((format!("Attachment{n:02}"), why.clone()))
         };
         volumes.iter().filter_map(refused).collect()
@@ -292,6 +302,7 @@ impl World {
         let Ok(instance) = self.name("i-").parse::<InstanceId>() else { return };
         let Ok(root) = self.name("vol-").parse::<VolumeId>() else { return };
         let mut described = plain_instance(&instance, root);
+        described.account = self.account.clone();
         described.volumes.clear();
         let guards =
             cleanroom_cloud::Guards { termination: false, stop: false, shutdown_terminates: false };
@@ -299,15 +310,12 @@ impl World {
         self.machines.insert(instance.clone(), machine);
         let mut outputs = BTreeMap::from([("Instance".to_owned(), instance.to_string())]);
         let mut volumes = BTreeMap::new();
-        for (n, source) in snapshots {
+        for (n, ordered) in snapshots {
             let Ok(copy) = self.name("vol-").parse::<VolumeId>() else { return };
-            if let Some(volume) = self.volumes.get(&source).cloned() {
-                let attached = vec![(instance.clone(), format!("/dev/xvdb{n}"))];
-                let volume = cleanroom_cloud::Volume { id: copy.clone(), attached, ..volume };
-                self.volumes.insert(copy.clone(), volume);
-            }
+            let volume = plain_volume(&copy, &instance, &format!("/dev/xvdb{n}"), ordered.gib);
+            self.volumes.insert(copy.clone(), volume);
             outputs.insert(format!("Volume{n:02}"), copy.to_string());
-            volumes.insert(source, copy);
+            volumes.insert(ordered.source, copy);
         }
         if let Some(built) = self.built.get_mut(name) {
             built.stack.outputs = outputs;

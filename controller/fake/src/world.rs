@@ -18,6 +18,7 @@ use cleanroom_cloud::{
 use cleanroom_contract::{InstanceId, SnapshotId, Timestamp, VolumeId};
 
 use crate::{
+    forensic::{Granted, Lent},
     later::Later,
     room::{Built, RoomScript},
     store::Bucket,
@@ -234,6 +235,14 @@ pub struct World {
     pub snapshots: Vec<Snapshot>,
     /// How long each locked snapshot is locked, in days.
     pub locks: BTreeMap<SnapshotId, u32>,
+    /// The accounts that snapshots are shared with.
+    pub shares: BTreeMap<SnapshotId, BTreeSet<AccountId>>,
+    /// Grants on keys.
+    pub grants: Vec<Granted>,
+    /// Keys, by ARN, on which no grant can be made.
+    pub ungranted: BTreeSet<String>,
+    /// Keys, by ARN, and accounts that their policies admit.
+    pub key_policies: BTreeSet<(String, AccountId)>,
     /// Images, oldest first.
     pub images: Vec<Image>,
     /// Keys of KMS.
@@ -281,6 +290,10 @@ pub struct World {
     pub open_spans: Vec<OpenSpan>,
     /// The time since the world began.
     pub clock: Duration,
+    /// The forensic account. Its bucket is this one's.
+    pub forensic: Option<Box<World>>,
+    /// What another account lets this one see, while a call is at work.
+    pub(crate) lent: Lent,
     /// What happens by itself later on.
     pub(crate) later: BTreeMap<(Duration, u64), Later>,
     /// How many names were given.

@@ -24,6 +24,7 @@ use crate::{
             stack_name,
             watch::{self, Heard, Told},
         },
+        forensic,
         notify::{self, Milestone},
         snapshot,
     },
@@ -60,7 +61,10 @@ fn at(case: &Case, scan: &ScanId) -> String {
 pub(super) async fn investigate(case: &Case) -> Option<Reported> {
     let instance = &case.scene.instance;
     case.progress.began(instance, Step::CleanRoom, "report");
-    let reported = work(case).await;
+    let reported = match forensic::ready(case, false).await {
+        Some(room) => work(&room).await,
+        None => None,
+    };
     case.progress.ended(instance, Step::CleanRoom, "report");
     reported
 }

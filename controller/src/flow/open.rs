@@ -177,6 +177,8 @@ pub(super) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
     Case {
         scene: Scene {
             inventory: run.cloud.inventory.clone(),
+            home: None,
+            forensic: run.forensic.as_ref().map(|account| account.view.clone()),
             case: journal.case().clone(),
             instance: original.instance.id.clone(),
             original: Arc::new(original),
@@ -189,6 +191,7 @@ pub(super) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
             shared: run.shared.clone(),
         },
         hands: run.cloud.hands.clone(),
+        forensic: run.forensic.clone(),
         notices: run.cloud.notices.clone(),
         facts: run.cloud.facts.clone(),
         posture: run.cloud.posture.clone(),

@@ -12,7 +12,7 @@ use crate::{
     original::{self, Original},
     steps::{
         clean_room::{self, artifacts},
-        goals, record, verify,
+        goals, record, snapshot, verify,
     },
 };
 
@@ -86,6 +86,9 @@ pub async fn plan(run: &Run, instance: &Instance, reason: Option<&str>) -> Resul
         }
     }
     outside(&mut plan, run, &scene, &ledger);
+    if run.policy.steps.contains(&Step::CleanRoom) {
+        entrusting(&mut plan, &scene).await;
+    }
     if run.policy.steps.contains(&Step::CleanRoom) && ledger.reports.is_empty() {
         room(&mut plan, run, &scene).await;
     }
@@ -117,6 +120,8 @@ async fn known(run: &Run, instance: &Instance) -> (CaseId, Ledger, Vec<String>) 
 fn scene(run: &Run, case: CaseId, original: Original, ledger: &Ledger) -> Scene {
     Scene {
         inventory: run.cloud.inventory.clone(),
+        home: None,
+        forensic: run.forensic.as_ref().map(|account| account.view.clone()),
         case,
         instance: original.instance.id.clone(),
         original: std::sync::Arc::new(original),
@@ -252,6 +257,36 @@ fn outside(plan: &mut Plan, run: &Run, scene: &Scene, ledger: &Ledger) {
     }
 }
 
+/// What is handed to the forensic account once the snapshots are whole. Of those that are there already the goals tell.
+async fn entrusting(plan: &mut Plan, scene: &Scene) {
+    let Some(forensic) = &scene.forensic else { return };
+    let there = snapshot::for_a_room(scene).await.map(|(own, _)| own).unwrap_or_default();
+    let volumes = scene.original.volumes();
+    let ids: Vec<_> = volumes.iter().filter(|id| !there.contains_key(*id)).cloned().collect();
+    let volumes = match scene.inventory.volumes(&ids).await {
+        Ok(volumes) => volumes,
+        Err(error) => return plan.short.push(format!("clean_room: the volumes: {error}")),
+    };
+    let account = &forensic.account;
+    let mut push = |operation, resource, what| {
+        plan.entries.push(Entry { step: Step::CleanRoom, operation, resource, what, change: None });
+    };
+    let under = forensic.key.as_deref().unwrap_or("its default key for volumes");
+    for volume in &volumes {
+        let snapshot = format!("<snapshot of {}>", volume.id);
+        let what = format!("share the snapshot with account {account}");
+        push("ec2:ModifySnapshotAttribute", snapshot.clone(), what);
+        let what = format!("copy the snapshot into account {account}, under {under}");
+        push("ec2:CopySnapshot", snapshot, what);
+    }
+    // Which of the two keys a snapshot is under in the end is known once it is whole.
+    let encrypted = volumes.iter().filter(|v| v.encrypted);
+    let keys = encrypted.filter_map(|v| scene.policy.key.clone().or_else(|| v.key.clone()));
+    for key in keys.collect::<std::collections::BTreeSet<_>>() {
+        push("kms:CreateGrant", key, format!("let {} read with the key", forensic.role));
+    }
+}
+
 /// The clean room: ordered and launched once the snapshots are whole.
 async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
     let room = &run.policy.room;
@@ -271,12 +306,16 @@ async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
     let key = artifacts::key("templates", &template, "clean-room.yaml");
     let bucket = store.bucket();
     let orders = cleanroom_contract::orders_prefix(&scene.case);
+    let place = match &scene.forensic {
+        Some(forensic) => format!(" in account {}", forensic.account),
+        None => String::new(),
+    };
     for (resource, what) in [
         (format!("{bucket}/{orders}"), "order a scan of the snapshots".to_owned()),
         (
             clean_room::stack_name(&scene.case),
             format!(
-                "create the stack from {key}, with agent {} and a volume for each snapshot",
+                "create the stack{place} from {key}, with agent {} and a volume for each snapshot",
                 agent.key
             ),
         ),

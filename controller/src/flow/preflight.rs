@@ -3,10 +3,13 @@
 //! Everything is read at once; what was read is then judged by functions that touch nothing. What can not be read is
 //! unknown, with the error, and hides nothing else.
 
+mod admits;
 mod bucket;
+mod forensic;
 mod policy;
 
 pub(super) use self::bucket::is_default_key;
+pub use self::forensic::forensic;
 
 use cleanroom_cloud::{
     Caller, Cloud, CloudError, EncryptionKey, ErrorKind, Permission, Quota, TrailPosture,

@@ -12,7 +12,7 @@ use crate::{
     case::{Case, Goal, History, Run, Shortfall, Step, lock},
     engine::{Direction, ensure},
     journal::event::Body,
-    steps::{detach, isolate, notify, notify::Milestone, protect, revoke, tag},
+    steps::{detach, forensic, isolate, notify, notify::Milestone, protect, revoke, tag},
 };
 
 /// What a release would do.
@@ -72,7 +72,8 @@ pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
     }
     super::close_left_open(&case).await;
     let (drift, unknown) = status::drift(&case, &ledger).await;
-    let notes = std::mem::take(&mut *lock(&case.notes));
+    let mut notes = std::mem::take(&mut *lock(&case.notes));
+    notes.extend(forensic::stays(&ledger));
     let mut proposal = Proposal { changes: Vec::new(), drift, short: unknown, notes, case, known };
     let unread = proposal.case.scene.original.unknown();
     proposal

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     case::{Case, Run, Shortfall, lock},
-    steps::clean_room::order::{self, Ordered},
+    steps::{
+        clean_room::order::{self, Ordered},
+        forensic,
+    },
 };
 
 /// What a rescan came to.
@@ -44,24 +47,31 @@ impl Rescanned {
 /// When there is no such case, or its log can not be read.
 pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
     let (case, _, _) = find::open(run, id).await?;
-    let (scan, reported) = match under_way(&case).await {
-        Some((ordered, how)) => {
-            let scan = ordered.order.scan.clone();
-            case.note(format!("scan {scan} is under way with the same files: it is joined"));
-            (Some(scan), investigate::carry_on(&case, ordered, how).await)
-        }
-        None => match investigate::place(&case, Which::All).await {
-            Some(ordered) => {
-                let scan = ordered.order.scan.clone();
-                (Some(scan), investigate::examine(&case, ordered).await)
-            }
-            None => (None, None),
-        },
+    let (scan, reported) = match forensic::ready(&case, true).await {
+        Some(room) => order_and_examine(&room).await,
+        None => (None, None),
     };
     case.journal.catch_up().await;
     let shortfalls = lock(&case.shortfalls).clone();
     let notes = lock(&case.notes).clone();
     Ok(Rescanned { case: id.clone(), scan, reported, shortfalls, notes })
+}
+
+async fn order_and_examine(case: &Case) -> (Option<ScanId>, Option<Reported>) {
+    match under_way(case).await {
+        Some((ordered, how)) => {
+            let scan = ordered.order.scan.clone();
+            case.note(format!("scan {scan} is under way with the same files: it is joined"));
+            (Some(scan), investigate::carry_on(case, ordered, how).await)
+        }
+        None => match investigate::place(case, Which::All).await {
+            Some(ordered) => {
+                let scan = ordered.order.scan.clone();
+                (Some(scan), investigate::examine(case, ordered).await)
+            }
+            None => (None, None),
+        },
+    }
 }
 
 /// The newest order, where it asks for the same files and something may still come of it.

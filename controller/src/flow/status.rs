@@ -12,7 +12,9 @@ use super::{
 use crate::{
     case::{Case, Goal, History, Run, Shortfall},
     journal::Ledger,
-    steps::{clean_room::watch, detach, isolate, protect, revoke, revoke::not_cut::Survivor},
+    steps::{
+        clean_room::watch, detach, forensic, isolate, protect, revoke, revoke::not_cut::Survivor,
+    },
 };
 
 /// How a case stands.
@@ -62,6 +64,9 @@ pub struct Status {
     pub preserved_at: Option<Timestamp>,
     /// The snapshots that are the evidence.
     pub snapshots: Vec<String>,
+    /// What another account may see or has of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub elsewhere: Vec<String>,
     /// The newest scan of them.
     pub scan: Option<Scan>,
     /// The clean room, as long as there is any of it.
@@ -156,6 +161,7 @@ pub async fn of(run: &Run, known: &find::Known) -> Result<Status, FlowError> {
         contained_at: ledger.contained_at,
         preserved_at: ledger.preserved_at,
         snapshots: ledger.snapshots.clone(),
+        elsewhere: forensic::stays(&ledger),
         scan: None,
         room: None,
     };

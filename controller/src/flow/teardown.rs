@@ -13,7 +13,10 @@ use crate::{
     case::{Case, Run, Shortfall, Step, lock},
     engine::{Direction, ensure},
     journal::{Ledger, event::Body},
-    steps::clean_room::{Remove, order, stack_name},
+    steps::{
+        clean_room::{Remove, order, stack_name},
+        forensic,
+    },
 };
 
 /// List prices of us-east-1 in US dollars a GiB and month (aws.amazon.com/ebs/pricing, aws.amazon.com/s3/pricing): snapshots in
@@ -89,6 +92,7 @@ pub struct TornDown {
 /// When there is no such case, or what there is can not be read.
 pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
     let (case, ledger, _) = find::open(run, id).await?;
+    let case = where_the_room_is(case, &ledger)?;
     let name = stack_name(id);
     let failed = |source| FlowError::Cloud { what: format!("the stack {name}"), source };
     let stack = case.scene.inventory.find_stack(&name).await.map_err(failed)?;
@@ -108,21 +112,43 @@ pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
             ordered.order.scan
         ));
     }
+    notes.extend(forensic::stays(&ledger));
     let left = left(&case, &ledger).await?;
     Ok(Proposal { case, stack, removes, left, notes })
+}
+
+/// The case as it is worked at where its room is. A case that was never handed to the forensic account has it in the
+/// instance's own.
+fn where_the_room_is(case: Case, ledger: &Ledger) -> Result<Case, FlowError> {
+    if ledger.entrusted.is_none() {
+        return Ok(case);
+    }
+    let room = forensic::room_of(&case, ledger);
+    let room = room.map_err(|why| FlowError::Case(format!("{}: {}", why.what, why.advice)))?;
+    Ok(room.unwrap_or(case))
 }
 
 /// What stays of a case.
 async fn left(case: &Case, ledger: &Ledger) -> Result<Vec<Left>, FlowError> {
     let id = &case.scene.case;
     let failed = |source| FlowError::Cloud { what: format!("what is left of {id}"), source };
-    let snapshots = case.scene.inventory.snapshots(id).await.map_err(failed)?;
+    let snapshots = case.scene.at_home().inventory.snapshots(id).await.map_err(failed)?;
+    let copies = match (&case.scene.home, &case.scene.forensic) {
+        (Some(_), Some(forensic)) => {
+            let copies = case.scene.inventory.snapshots(id).await.map_err(failed)?;
+            vec![(format!("snapshots in account {}", forensic.account), copies)]
+        }
+        _ => Vec::new(),
+    };
     let prefix = format!("cases/{id}/");
     let objects = case.store.versions(&prefix).await.map_err(failed)?;
     let mut left = Vec::new();
-    if !snapshots.is_empty() {
-        let gib = snapshots.iter().map(|s| f64::from(s.size)).sum();
-        left.push(Left::new(format!("{} snapshots", snapshots.len()), Some(gib), SNAPSHOT_PRICE));
+    for (what, some) in std::iter::once(("snapshots".to_owned(), snapshots)).chain(copies) {
+        if some.is_empty() {
+            continue;
+        }
+        let gib = some.iter().map(|s| f64::from(s.size)).sum();
+        left.push(Left::new(format!("{} {what}", some.len()), Some(gib), SNAPSHOT_PRICE));
     }
     #[expect(clippy::cast_precision_loss, reason = "to a tenth of a GiB")]
     let gib = objects.iter().map(|o| o.size).sum::<u64>() as f64 / f64::from(1 << 30);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cleanroom_cloud::{Change, Made};
+use cleanroom_cloud::{AccountId, Change, Made};
 use cleanroom_contract::{CaseId, InstanceId, ScanId, Sha256, Summary, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -91,6 +91,10 @@ pub enum Body {
     },
     /// A clean room's bundle was read back, and is not what it says of itself: nothing of it is relied on. The scan is over.
     Refused { scan: ScanId, why: String },
+    /// The evidence is about to be handed to the forensic account: the role that is acted in there, and who that is.
+    Entrusted { account: AccountId, role: String, session: String },
+    /// Copies in the forensic account are whole: each by the snapshot that it was made from.
+    Received { account: AccountId, copies: BTreeMap<String, String> },
     /// A clean room was taken down; what it leaves.
     TornDown { stack: String, left: Vec<String> },
     /// A person's word about something outside the steps: `revoke --principal`, `recover`.

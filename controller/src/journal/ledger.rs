@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cleanroom_cloud::Change;
+use cleanroom_cloud::{AccountId, Change};
 use cleanroom_contract::{ScanId, Summary, Timestamp, VolumeId};
 
 use super::event::{Body, CustodyEvent, Exhibit, Outcome};
@@ -66,6 +66,10 @@ pub struct Ledger {
     pub snapshots: Vec<String>,
     /// Work orders for clean rooms.
     pub orders: BTreeMap<ScanId, Exhibit>,
+    /// The forensic account that the evidence was handed to last, and the role that was acted in there.
+    pub entrusted: Option<(AccountId, String)>,
+    /// Copies in the forensic account, by the snapshot that each was made from.
+    pub received: BTreeMap<String, String>,
     /// Scans whose bundles were read back.
     pub reports: BTreeMap<ScanId, Examined>,
     /// Scans whose bundles are not relied on, and why.
@@ -176,6 +180,10 @@ impl Ledger {
             Body::Refused { scan, why } => {
                 self.refused.entry(scan.clone()).or_insert_with(|| why.clone());
             }
+            Body::Entrusted { account, role, .. } => {
+                self.entrusted = Some((account.clone(), role.clone()));
+            }
+            Body::Received { copies, .. } => self.received.extend(copies.clone()),
             Body::TornDown { .. } => {}
             Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),
             Body::Released { .. } => self.released_at = Some(at),

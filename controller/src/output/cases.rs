@@ -99,6 +99,9 @@ fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
         line("NOT DONE", &format!("{}: {}", shortfall.step, shortfall.what));
         line("  do", &shortfall.advice);
     }
+    for what in &status.elsewhere {
+        line("elsewhere", what);
+    }
     for survivor in &status.survivors {
         line(
             "not cut",
@@ -250,6 +253,7 @@ mod tests {
             contained_at: at(1),
             preserved_at: None,
             snapshots: Vec::new(),
+            elsewhere: Vec::new(),
             scan: None,
             room: None,
         }

@@ -31,6 +31,9 @@ pub(super) async fn preflight(opening: &Opening, shape: Shape) -> anyhow::Result
     checks.extend(preflight::preflight(&session.cloud, &actions, key).await);
     let room = room::policy(&cli::Room::default(), &session.file, false)?;
     checks.extend(preflight::room(&session.cloud, &room).await);
+    if let Some(forensic) = &session.forensic {
+        checks.extend(preflight::forensic(&session.cloud, &forensic.view).await);
+    }
     if shape.is_human() {
         print(&output::preflight(&checks, shape.palette, shape.width))?;
     } else {
@@ -74,7 +77,7 @@ fn set(session: &Session) -> Vec<Check> {
             "not set: snapshots stay under the keys that their volumes have".to_owned(),
             "CLEANROOM_KMS_KEY, cleanroom.toml, or output KmsKey of the response stack",
         ),
-        ("assume_role", None) => check(name, Level::Good, "none".to_owned(), ""),
+        ("forensic_account" | "forensic_key" | "assume_role", None) => check(name, Level::Good, "none".to_owned(), ""),
         (_, None) => check(name, Level::Good, "as the SDK finds it".to_owned(), ""),
     }));
     checks

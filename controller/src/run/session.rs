@@ -4,16 +4,17 @@ use std::{collections::BTreeMap, env, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use cleanroom_cloud::{Caller, Cloud};
-use cleanroom_cloud_aws::{Connection, connect};
+use cleanroom_cloud_aws::{Connection, connect, connect_forensic};
 use cleanroom_contract::CaseId;
 use cleanroom_controller::{
     case::{Policy, Run, Shared},
     claim,
+    forensic::ForensicAccount,
     progress::Progress,
 };
 use tokio::time::{Instant, timeout};
 
-use super::{SystemClock, nonce, say};
+use super::{SystemClock, Usage, nonce, say};
 use crate::{
     cli::Global,
     output::Next,
@@ -50,6 +51,8 @@ pub(super) struct Session {
     pub cloud: Cloud,
     /// Who calls.
     pub caller: Caller,
+    /// The forensic account, where one is set.
+    pub forensic: Option<ForensicAccount>,
     connection: Connection,
     program: Next,
     started: Instant,
@@ -100,9 +103,18 @@ impl Opening {
             Ok(_) => {}
             Err(why) => say(&format!("note: {why}")),
         }
+        let forensic = forensic(&settings, &connection).await?;
+        if let Some(account) = forensic.as_ref().map(|f| &f.view.account)
+            && *account == caller.account
+        {
+            let why = format!(
+                "the forensic account is the one that is called, {account}: name a role of another"
+            );
+            return Err(Usage(why).into());
+        }
         let program = program(&self.global);
         let started = self.started;
-        Ok(Session { settings, file, cloud, caller, connection, program, started })
+        Ok(Session { settings, file, cloud, caller, forensic, connection, program, started })
     }
 
     fn connection(&self, settings: &Settings, session: &str) -> Connection {
@@ -167,6 +179,7 @@ impl Session {
             started: self.started,
             progress,
             spool,
+            forensic: self.forensic.clone(),
         })
     }
 
@@ -183,7 +196,7 @@ impl Session {
 
     /// Whether a role is acted as, whose sessions are to be named for their cases.
     pub(super) fn assumes(&self) -> bool {
-        self.connection.assume_role.is_some()
+        self.connection.assume_role.is_some() || self.forensic.is_some()
     }
 
     /// The same run in a session that is named for the instance's case, so that CloudTrail shows which case did
@@ -204,7 +217,8 @@ impl Session {
             let connection = Connection { session_name, ..self.connection.clone() };
             let cloud = connect(&connection).await.ok()?;
             let caller = cloud.inventory.caller().await.ok()?;
-            Some(Run { cloud, caller, ..run.clone() })
+            let forensic = forensic(&self.settings, &connection).await.ok()?;
+            Some(Run { cloud, caller, forensic, ..run.clone() })
         };
         timeout(NAMING, naming).await.ok().flatten().unwrap_or_else(|| run.clone())
     }
@@ -213,6 +227,18 @@ impl Session {
     pub(super) fn next(&self) -> &Next {
         &self.program
     }
+}
+
+/// The ports of the forensic account, where one is set. Nothing is asked of it yet: that it can not be acted in keeps nobody
+/// from being contained.
+async fn forensic(
+    settings: &Settings,
+    connection: &Connection,
+) -> anyhow::Result<Option<ForensicAccount>> {
+    let Some(role) = &settings.forensic_account else { return Ok(None) };
+    let cloud = connect_forensic(connection, &role.value).await.context("connect to AWS")?;
+    let key = settings.forensic_key.as_ref().map(|key| key.value.clone());
+    Ok(ForensicAccount::of(&role.value, key, &cloud))
 }
 
 /// Who calls. Throttling and lost answers are no reason not to contain.
@@ -254,6 +280,8 @@ fn program(global: &Global) -> Next {
         ("profile", global.profile.as_ref()),
         ("region", global.region.as_ref()),
         ("assume-role", global.assume_role.as_ref()),
+        ("forensic-account", global.forensic_account.as_ref()),
+        ("forensic-key", global.forensic_key.as_ref()),
         ("bucket", global.bucket.as_ref()),
         ("topic", global.topic.as_ref()),
         ("stack", stack),

@@ -27,6 +27,8 @@ pub(crate) struct File {
     pub profile: Option<String>,
     pub region: Option<String>,
     pub assume_role: Option<String>,
+    pub forensic_account: Option<String>,
+    pub forensic_key: Option<String>,
     /// Instances and `key=value` tags that are never contained.
     pub exempt: Vec<String>,
     /// GuardDuty severity times ten.
@@ -92,6 +94,8 @@ struct Toml {
     profile: Option<String>,
     region: Option<String>,
     assume_role: Option<String>,
+    forensic_account: Option<String>,
+    forensic_key: Option<String>,
     exempt: Vec<toml::Spanned<String>>,
     severity: Option<toml::Spanned<f64>>,
     lock_days: Option<toml::Spanned<u32>>,
@@ -241,6 +245,8 @@ fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
         profile: toml.profile,
         region: toml.region,
         assume_role: toml.assume_role,
+        forensic_account: toml.forensic_account,
+        forensic_key: toml.forensic_key,
         exempt: toml.exempt.into_iter().map(toml::Spanned::into_inner).collect(),
         severity_tenths,
         lock_days: toml.lock_days.map(toml::Spanned::into_inner),
@@ -266,6 +272,8 @@ severity = 7.0
 profile = "forensics"
 region = "eu-west-1"
 assume_role = "arn:aws:iam::111122223333:role/responder"
+forensic_account = "arn:aws:iam::444455556666:role/forensic"
+forensic_key = "arn:aws:kms:us-east-1:444455556666:key/4567"
 lock_days = 30
 image = true
 nacl = false
@@ -282,6 +290,9 @@ open = 1
         );
         assert_eq!(bounds.custody, Bounds::default().custody);
         assert_eq!(file.severity_tenths, Some(70));
+        let role = file.forensic_account.as_deref();
+        assert_eq!(role, Some("arn:aws:iam::444455556666:role/forensic"));
+        assert!(file.forensic_key.is_some_and(|key| key.ends_with("key/4567")));
         assert_eq!(file.exempt, ["i-0123456789abcdef0", "role=bastion"]);
         assert_eq!((file.lock_days, file.image, file.nacl), (Some(30), Some(true), Some(false)));
     }

@@ -20,7 +20,7 @@ use crate::{
 /// The tag that says which call made a snapshot.
 pub const SET: &str = "cleanroom:set";
 /// The tag that says which snapshot a copy was made from.
-const COPY_OF: &str = "cleanroom:copy-of";
+pub(super) const COPY_OF: &str = "cleanroom:copy-of";
 /// How many sets a case may begin where all before have failed.
 const MOST_SETS: usize = 3;
 
@@ -172,7 +172,19 @@ async fn sets_as(scene: &Scene, apart: bool) -> Result<(Sets, Targets)> {
 
 /// What a clean room's volumes are made from: each volume's snapshot that is the evidence, or its copy under the case's own
 /// key where that is whole; and the volumes that have none. One volume without a good snapshot does not keep the others waiting.
+/// In the forensic account, the copies of these.
 pub(crate) async fn for_a_room(
+    scene: &Scene,
+) -> Result<(BTreeMap<VolumeId, Snapshot>, Vec<VolumeId>)> {
+    let (own, lacking) = in_its_own_account(&scene.at_home()).await?;
+    if scene.home.is_none() {
+        return Ok((own, lacking));
+    }
+    super::forensic::received(scene, own, lacking).await
+}
+
+/// The same, in the instance's own account.
+pub(super) async fn in_its_own_account(
     scene: &Scene,
 ) -> Result<(BTreeMap<VolumeId, Snapshot>, Vec<VolumeId>)> {
     let (mut sets, targets) = sets_as(scene, true).await?;
@@ -275,7 +287,7 @@ impl Goal for Take {
 pub struct Settle;
 
 /// How long copying a volume to S3 may take: an hour, and ten seconds a GiB.
-fn patience(snapshots: &BTreeMap<VolumeId, Snapshot>) -> Duration {
+pub(super) fn patience(snapshots: &BTreeMap<VolumeId, Snapshot>) -> Duration {
     let gib: u64 = snapshots.values().map(|s| u64::from(s.size)).max().unwrap_or(0);
     Duration::from_secs(3600 + gib * 10)
 }

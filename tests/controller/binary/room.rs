@@ -46,7 +46,8 @@ fn template() -> String {
     )
 }
 
-fn settings(station: &Station) {
+/// Settings of a room that tells nothing, and is soon found silent.
+pub(super) fn settings(station: &Station) {
     station.write("room.yaml", template());
     station.write(
         "cleanroom.toml",
@@ -55,7 +56,7 @@ fn settings(station: &Station) {
 }
 
 /// What of a report is short of the room.
-fn short(report: &Value) -> Vec<String> {
+pub(super) fn short(report: &Value) -> Vec<String> {
     let all = report["shortfalls"].as_array().expect("shortfalls").iter();
     let of = all.filter(|s| s["step"] == "clean_room");
     of.map(|s| s["what"].as_str().expect("a text").to_owned()).collect()

@@ -14,6 +14,7 @@ from moto.core.responses import ActionResult, BaseResponse
 from moto.core.utils import utcnow
 from moto.ec2 import ec2_backends
 from moto.ec2.exceptions import InvalidSecurityGroupNotFoundError
+from moto.ec2.models.elastic_block_store import EBSBackend
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface, NetworkInterfaceBackend
 from moto.ec2.models.instances import Instance, InstanceBackend
 from moto.ec2.responses.elastic_network_interfaces import ElasticNetworkInterfaces
@@ -41,6 +42,7 @@ def apply():
     versioning_has_the_name_of_its_element()
     parts_are_listed_with_their_checksums()
     one_volume_is_at_a_device()
+    shared_snapshots_can_be_copied()
     the_metadata_service_is_a_rooms()
     stacks.apply()
 
@@ -177,6 +179,29 @@ def what_is_lacking_is_refused_for_good():
             return 400, headers, body
 
     BaseResponse.call_action = call_action
+
+
+def shared_snapshots_can_be_copied():
+    """moto looks for what is to be copied in the caller's own account only; on AWS it may be
+    another's that is shared with it."""
+    original = EBSBackend.copy_snapshot
+
+    def copy(self, source_snapshot_id, source_region, *arguments, **named):
+        for account in list(ec2_backends):
+            other = ec2_backends[account][source_region].snapshots.get(source_snapshot_id)
+            if other is None or account == self.account_id:
+                continue
+            if self.account_id not in other.create_volume_permission_userids:
+                continue
+            # Seen for the time of the call, as an account sees what is shared with it.
+            self.snapshots[source_snapshot_id] = other
+            try:
+                return original(self, source_snapshot_id, source_region, *arguments, **named)
+            finally:
+                del self.snapshots[source_snapshot_id]
+        return original(self, source_snapshot_id, source_region, *arguments, **named)
+
+    EBSBackend.copy_snapshot = copy
 
 
 def versioning_has_the_name_of_its_element():

@@ -3,15 +3,23 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use aws_sdk_ec2::types::{
-    Filter, Image as DescribedImage, LockState, ProductCodeValues, Snapshot as DescribedSnapshot,
-    SnapshotInfo, SnapshotState as DescribedState, Volume as DescribedVolume, VolumeAttributeName,
+    CreateVolumePermission, Filter, Image as DescribedImage, LockState, ProductCodeValues,
+    Snapshot as DescribedSnapshot, SnapshotAttributeName, SnapshotInfo,
+    SnapshotState as DescribedState, Volume as DescribedVolume, VolumeAttributeName,
 };
-use cleanroom_cloud::{Image, ImageId, PublicImage, Result, Snapshot, SnapshotState, Volume};
+use cleanroom_cloud::{
+    AccountId, Image, ImageId, PublicImage, Result, Snapshot, SnapshotState, Volume,
+};
 use cleanroom_contract::{CaseId, InstanceId, SnapshotId, VolumeId};
 use tokio::task::JoinSet;
 
 use super::{FILTER_VALUES, id, need, tags, timestamp};
-use crate::{clients::Clients, error::bad_answer, facts::filter, pages};
+use crate::{
+    clients::Clients,
+    error::{bad_answer, fail},
+    facts::filter,
+    pages,
+};
 
 const VOLUMES: &str = "ec2:DescribeVolumes";
 const SNAPSHOTS: &str = "ec2:DescribeSnapshots";
@@ -142,6 +150,25 @@ async fn locked(clients: &Clients, snapshots: &[Snapshot]) -> BTreeSet<String> {
         found.extend(held.filter_map(|lock| lock.snapshot_id));
     }
     found
+}
+
+/// The accounts that a snapshot is shared with, and `all` where it is public.
+pub(crate) async fn shared_with(
+    clients: &Clients,
+    snapshot: &SnapshotId,
+) -> Result<Vec<AccountId>> {
+    let call = clients
+        .ec2
+        .describe_snapshot_attribute()
+        .snapshot_id(snapshot.as_str())
+        .attribute(SnapshotAttributeName::CreateVolumePermission);
+    let answer = call.send().await;
+    let answer = answer.map_err(|e| fail("ec2:DescribeSnapshotAttribute", snapshot, e))?;
+    let permissions = answer.create_volume_permissions.unwrap_or_default().into_iter();
+    let who = |p: CreateVolumePermission| {
+        p.user_id.or_else(|| p.group.map(|group| group.as_str().to_owned()))
+    };
+    Ok(permissions.filter_map(who).map(AccountId::from).collect())
 }
 
 /// A snapshot in our words, as far as a list of snapshots says.

@@ -6,7 +6,7 @@ use aws_sdk_ec2::{
     Client,
     types::{
         ArchitectureValues, BlockDeviceMapping, EbsBlockDevice, InstanceSpecification, LockMode,
-        ResourceType,
+        OperationType, ResourceType, SnapshotAttributeName,
     },
 };
 use cleanroom_cloud::{Change, ImageId, Made, Result, Tags};
@@ -44,7 +44,22 @@ pub(super) async fn apply(clients: &Clients, ec2: &Client, change: &Change) -> R
             done(answer.map_err(|error| fail("ec2:LockSnapshot", snapshot, error)))
         }
         C::CopySnapshot { snapshot, key, tags } => {
-            copy_snapshot(clients, ec2, snapshot, key, tags).await
+            let description = format!("copy of {snapshot} to a key of its own");
+            copy_snapshot(clients, ec2, (snapshot, &description), Some(key), tags).await
+        }
+        C::CopyFromAccount { snapshot, owner, key, tags, .. } => {
+            let description = format!("copy of {snapshot} of account {owner}");
+            copy_snapshot(clients, ec2, (snapshot, &description), key.as_deref(), tags).await
+        }
+        C::ShareSnapshot { snapshot, account } => {
+            let call = ec2
+                .modify_snapshot_attribute()
+                .snapshot_id(snapshot.as_str())
+                .attribute(SnapshotAttributeName::CreateVolumePermission)
+                .operation_type(OperationType::Add)
+                .user_ids(account.as_str());
+            let answer = call.send().await;
+            done(answer.map_err(|error| fail("ec2:ModifySnapshotAttribute", snapshot, error)))
         }
         C::RegisterImage { .. } => register_image(ec2, change).await,
         C::CreateImage { instance, name, tags } => {
@@ -84,12 +99,12 @@ async fn snapshots(
     Ok(Made::Snapshots(taken?))
 }
 
-/// A copy of a snapshot under another key.
+/// A copy of a snapshot under another key; without one, under the account's default.
 async fn copy_snapshot(
     clients: &Clients,
     ec2: &Client,
-    snapshot: &SnapshotId,
-    key: &str,
+    (snapshot, description): (&SnapshotId, &str),
+    key: Option<&str>,
     tags: &Tags,
 ) -> Result<Made> {
     const OPERATION: &str = "ec2:CopySnapshot";
@@ -97,9 +112,9 @@ async fn copy_snapshot(
         .copy_snapshot()
         .source_region(&clients.region)
         .source_snapshot_id(snapshot.as_str())
-        .description(format!("copy of {snapshot} to a key of its own"))
+        .description(description)
         .encrypted(true)
-        .kms_key_id(key)
+        .set_kms_key_id(key.map(str::to_owned))
         .set_tag_specifications(tagged(ResourceType::Snapshot, tags));
     let answer = call.send().await.map_err(|error| fail(OPERATION, snapshot, error))?;
     let id = answer.snapshot_id.and_then(|id| id.parse().ok());

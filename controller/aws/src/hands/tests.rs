@@ -81,6 +81,61 @@ async fn what_makes_a_second_thing_is_sent_once_and_what_does_not_again() {
 }
 
 #[tokio::test]
+async fn a_snapshot_is_shared_with_one_account_and_copied_there_once() {
+    let canned = canned(None, |request, _| {
+        let copied = request.contains("Action=CopySnapshot");
+        (
+            200,
+            response(
+                request,
+                if copied { "<snapshotId>snap-0fedcba9876543210</snapshotId>" } else { "" },
+            ),
+        )
+    });
+    let snapshot: cleanroom_contract::SnapshotId = "snap-0123456789abcdef0".parse().expect("an id");
+    let share =
+        Change::ShareSnapshot { snapshot: snapshot.clone(), account: "111122223333".into() };
+    assert_eq!(hands(&canned).apply(&share).await, Ok(Made::Nothing));
+    for key in [None, Some("arn:aws:kms:eu-west-1:111122223333:key/k".to_owned())] {
+        let copy = Change::CopyFromAccount {
+            snapshot: snapshot.clone(),
+            owner: "123456789012".into(),
+            into: "111122223333".into(),
+            key,
+            tags: [("cleanroom:case".to_owned(), "c-1".to_owned())].into(),
+        };
+        assert!(copy.creates());
+        let made = hands(&canned).apply(&copy).await.expect("a copy");
+        assert!(matches!(made, Made::Copy(id) if id.as_str() == "snap-0fedcba9876543210"));
+    }
+    let sent = canned.sent();
+    assert_eq!(sent.len(), 3, "{sent:?}");
+    for part in ["OperationType=add", "UserId.1=111122223333", "Attribute=createVolumePermission"] {
+        assert!(sent[0].contains(part), "{part}: {}", sent[0]);
+    }
+    assert!(!sent[0].contains("UserGroup"), "never with everybody: {}", sent[0]);
+    // Without a key the account's own default holds, and a copy is encrypted all the same.
+    assert!(sent[1].contains("Encrypted=true") && !sent[1].contains("KmsKeyId"), "{}", sent[1]);
+    assert!(
+        sent[2].contains("KmsKeyId=arn") && sent[2].contains("cleanroom%3Acase"),
+        "{}",
+        sent[2]
+    );
+}
+
+#[tokio::test]
+async fn who_a_snapshot_is_shared_with_is_read() {
+    let canned = canned(None, |request, _| {
+        let with = "<createVolumePermission><item><userId>111122223333</userId></item>\
+             <item><group>all</group></item></createVolumePermission>";
+        (200, response(request, with))
+    });
+    let snapshot = "snap-0123456789abcdef0".parse().expect("an id");
+    let with = cleanroom_cloud::Inventory::shared_with(&hands(&canned), &snapshot).await;
+    assert_eq!(with, Ok(vec!["111122223333".into(), "all".into()]));
+}
+
+#[tokio::test]
 async fn a_rule_that_is_there_keeps_no_other_from_being_added() {
     let canned = canned(None, |request, _| {
         if request.contains("Egress") && request.contains("0.0.0.0") {

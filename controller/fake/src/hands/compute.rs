@@ -116,17 +116,17 @@ impl World {
         self.keep(snapshot, self.failing_volumes.contains(&volume.id))
     }
 
-    fn keep(&mut self, snapshot: Snapshot, fails: bool) -> Snapshot {
+    pub(crate) fn keep(&mut self, snapshot: Snapshot, fails: bool) -> Snapshot {
         self.after(self.times.snapshot, Later::Snapshot { id: snapshot.id.clone(), fails });
         self.snapshots.push(snapshot.clone());
         snapshot
     }
 
-    fn snapshot_id(&mut self) -> SnapshotId {
+    pub(crate) fn snapshot_id(&mut self) -> SnapshotId {
         self.name("snap-").parse().expect("made in the form that is asked for")
     }
 
-    fn get_snapshot(&self, id: &SnapshotId) -> Answered<&Snapshot> {
+    pub(crate) fn get_snapshot(&self, id: &SnapshotId) -> Answered<&Snapshot> {
         self.snapshot(id).ok_or_else(|| {
             let message = format!("The snapshot '{id}' does not exist.");
             Problem::not_found("InvalidSnapshot.NotFound", message)
@@ -238,6 +238,6 @@ fn no_volume(id: &VolumeId) -> Problem {
 }
 
 /// A change that was sent to the wrong one of these files: a mistake of the dispatch, never of the caller.
-pub(super) fn not_mine(change: &Change) -> Problem {
+pub(crate) fn not_mine(change: &Change) -> Problem {
     Problem::new(ErrorKind::Other, "Misdirected", change.operation())
 }

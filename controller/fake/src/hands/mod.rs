@@ -12,6 +12,7 @@ mod tags;
 use async_trait::async_trait;
 use cleanroom_cloud::{Change, Hands, Made, Result};
 
+pub(crate) use self::compute::not_mine;
 use crate::{
     gate::{Call, FakeCloud},
     problem::Answered,
@@ -90,6 +91,9 @@ impl World {
             | C::DeleteRolePolicy { .. }
             | C::SetAccessKey { .. }
             | C::PutUserPolicy { .. } => self.change_identity(change),
+            C::ShareSnapshot { .. } | C::GrantKey { .. } | C::CopyFromAccount { .. } => {
+                self.change_sharing(change)
+            }
             C::CreateStack { .. } => self.create_stack(change),
             C::DeleteStack { id, .. } => Ok(self.delete_stack(id)),
         }

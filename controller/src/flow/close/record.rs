@@ -15,7 +15,7 @@ use crate::{
         verify::Verdict,
     },
     original::Original,
-    steps::isolate,
+    steps::{forensic, isolate},
 };
 
 /// What a record is made of.
@@ -197,6 +197,17 @@ fn sentence(body: &Body) -> String {
         Body::Refused { scan, why } => {
             format!("read back the bundle of scan {scan}, and does not rely on it: {}", text(why))
         }
+        Body::Entrusted { account, role, session } => format!(
+            "began to hand the evidence to account {}, acting there in role {} as {}",
+            text(account.as_str()),
+            text(role),
+            text(session)
+        ),
+        Body::Received { account, copies } => format!(
+            "copies are whole in account {}: {}",
+            text(account.as_str()),
+            list(copies.iter().map(|(from, copy)| format!("{} of {}", text(copy), text(from))))
+        ),
         Body::TornDown { stack, left } => format!(
             "took the clean room {} down; left are {}",
             text(stack),
@@ -317,6 +328,9 @@ fn evidence(closing: &Closing<'_>) -> String {
     let mut out = "## Evidence\n\n".to_owned();
     for snapshot in &ledger.snapshots {
         out.push_str(&item(&format!("snapshot {snapshot}")));
+    }
+    for what in forensic::stays(ledger) {
+        out.push_str(&item(&what));
     }
     let entries = closing.events.iter().flat_map(CustodyEvent::entries);
     let preserved = entries.filter_map(|(_, _, body)| match body {

@@ -129,6 +129,7 @@ async fn s3_addresses(case: &Case) -> Option<Option<String>> {
 /// The key of the bucket, which the room must be let use: where it is a customer's. One that can not be read is noted: a room
 /// that can not read its order is silent.
 async fn bucket_key(case: &Case) -> Option<String> {
+    let home = case.scene.at_home();
     let key = match again(case.bounds.original, || case.posture.bucket()).await {
         Ok(bucket) => bucket.key.filter(|key| !super::super::preflight::is_default_key(key))?,
         Err(why) => {
@@ -136,7 +137,7 @@ async fn bucket_key(case: &Case) -> Option<String> {
             return None;
         }
     };
-    match again(case.bounds.original, || case.scene.inventory.key(&key)).await {
+    match again(case.bounds.original, || home.inventory.key(&key)).await {
         Ok(known) if known.aws_managed => None,
         Ok(known) => Some(known.arn),
         Err(why) => {

@@ -146,7 +146,7 @@ impl Denial {
 }
 
 /// A bucket's ARN in each partition.
-fn bucket_names(bucket: &str) -> Vec<String> {
+pub(super) fn bucket_names(bucket: &str) -> Vec<String> {
     ["aws", "aws-cn", "aws-us-gov"].map(|partition| format!("arn:{partition}:s3:::{bucket}")).into()
 }
 
@@ -189,7 +189,7 @@ fn asks(condition: &Value, wanted: &[Asked<'_>]) -> bool {
 }
 
 /// A text, or a list of them; a truth value counts as its text.
-fn texts(value: Option<&Value>) -> Vec<String> {
+pub(super) fn texts(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::String(text)) => vec![text.clone()],
         Some(Value::Bool(truth)) => vec![truth.to_string()],
@@ -199,7 +199,7 @@ fn texts(value: Option<&Value>) -> Vec<String> {
 }
 
 /// Whether a pattern with `*` and `?` covers a text. In time that grows with the product of their lengths at most.
-fn fits(pattern: &str, text: &str) -> bool {
+pub(super) fn fits(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), text.chars().collect());
     let (mut p, mut t) = (0, 0);
