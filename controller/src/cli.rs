@@ -317,7 +317,7 @@ pub(crate) struct Deploy {
     #[arg(long, value_name = "DIR")]
     pub artifacts: PathBuf,
 
-    /// Offline bundle of tools for investigators, which rooms unpack.
+    /// Offline bundle of tools for investigators, which rooms unpack: cargo package-tools makes it.
     #[arg(long, value_name = "FILE")]
     pub tools: Option<PathBuf>,
 }

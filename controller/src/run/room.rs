@@ -156,7 +156,9 @@ pub(super) async fn deploy(opening: &Opening, args: &Deploy, shape: Shape) -> an
         None => before.as_ref().and_then(|latest| latest.tools.clone()),
         Some(path) => {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Some(put(store, "tools", &name, path).await?)
+            let tools = put(store, "tools", &name, path).await?;
+            compare(path.parent().unwrap_or(Path::new("")), &tools)?;
+            Some(tools)
         }
     };
     let latest = Latest { v: 1, agent, tools };
@@ -192,17 +194,18 @@ async fn put(
     Ok(OrderedFile { name: name.to_owned(), key, sha256 })
 }
 
-/// Compares what was uploaded with the folder's own sums, where it has any.
-fn compare(folder: &Path, agent: &OrderedFile) -> anyhow::Result<()> {
+/// Compares what was uploaded with the sums of the folder that it is from, where that has any.
+fn compare(folder: &Path, file: &OrderedFile) -> anyhow::Result<()> {
     let path = folder.join("SHA256SUMS");
     let list = match fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         list => list.with_context(|| format!("read {}", printable(&path.to_string_lossy())))?,
     };
     let sums = parse_sums(&list).map_err(anyhow::Error::msg)?;
-    match sums.get(AGENT) {
-        Some(sha256) if *sha256 != agent.sha256 => {
-            anyhow::bail!("{AGENT} is not the one that its SHA256SUMS names: {}", agent.sha256)
+    match sums.get(&file.name) {
+        Some(sha256) if *sha256 != file.sha256 => {
+            let name = printable(&file.name);
+            anyhow::bail!("{name} is not the one that its SHA256SUMS names: {}", file.sha256)
         }
         _ => Ok(()),
     }

@@ -337,22 +337,12 @@ fn build_agent() -> Result<PathBuf> {
     Ok(stripped)
 }
 
-/// YARA-X's own scanner, installed outside the project when it is missing.
+/// YARA-X's own scanner: the one that is installed here, else the project's.
 fn find_yr() -> Result<PathBuf> {
     if let Some(found) = tools::find("yr") {
         return Ok(found);
     }
-    let root = tools::cache_dir()?.join("tools");
-    let yr = root.join("bin/yr");
-    if !yr.exists() {
-        println!("installing yara-x-cli 1.22.1, to compare with; this takes a while");
-        let mut install = tools::cargo();
-        install.args(["install", "yara-x-cli", "--version", "1.22.1", "--locked", "--root"]);
-        if !install.arg(&root).status()?.success() {
-            bail!("yara-x-cli does not install");
-        }
-    }
-    Ok(yr)
+    tools::yr()
 }
 
 fn work_folder() -> Result<PathBuf> {

@@ -1,31 +1,36 @@
-//! `cargo demo`: a break-in in a disk image, found; an instance in an emulated account, contained.
+//! `cargo demo`: from an alert to a report, in one go: plan, respond, a clean room that boots, the bundle fetched.
 //!
-//! Builds both programs and runs them as a person would. Writes below `demo/` in the target folder
-//! only: the image is built anew each time, the bundles are kept. The emulated account ends with
-//! the demo. Never asks AWS, and knows nothing of the AWS settings of whoever runs it.
+//! Plays an [`Incident`] as a person would live it: an emulated account, an instance whose disks were broken into, and the
+//! room booted in QEMU. Where QEMU or a kernel for it can not be had, the agent runs on this machine instead, and the
+//! demo says so. Builds both programs. Writes below `demo/` in the target folder only: the disks go with the demo, the
+//! bundles are kept. Never asks AWS, and knows nothing of the AWS settings of whoever runs it.
 
 mod building;
-mod containment;
+mod response;
+mod scratch;
+mod summary;
 mod world;
 
 use std::{
     env, fs,
+    io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::Stdio,
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
+use self::world::Facts;
 use crate::{
-    disk::{GPT_LINUX, gpt},
     emulators,
-    images::{Ext, Image, MIB, XFS_MIN},
-    tools::{self, fixtures, is_root, workspace_root},
-    tree,
+    incident::Incident,
+    kernel::Kernel,
+    tools::{self, fixtures, workspace_root},
 };
 
-/// The exit status with which the agent says: complete, but with gaps.
-const COMPLETE_WITH_GAPS: i32 = 3;
+/// Columns that lines which are shortened here may have.
+const WIDTH: usize = 100;
 
 /// Runs the demo.
 ///
@@ -33,74 +38,151 @@ const COMPLETE_WITH_GAPS: i32 = 3;
 /// Where a tool is missing and can not be installed, a program does not build, or anything that it
 /// did is not as it should be.
 pub fn run() -> Result<()> {
-    let as_image = is_root() && Path::new("/dev/loop-control").exists();
-    if as_image {
-        tools::ensure(tools::DEMO)?;
-    }
+    let work = target_dir().join("demo");
+    fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
+    let _scratch = scratch::below(&work)?;
+    tools::ensure(tools::DEMO)?;
+    let bootable = tools::ensure(tools::ROOM).and_then(|()| Kernel::get());
     emulators::prepare()?;
-    step(
+    act(
         "Building the agent and the controller (the first time some minutes: the AWS SDK is large)",
     );
     let programs = building::programs(&target_dir())?;
-    let bundle = investigate(&programs.agent, as_image)?;
-    containment::run(&programs.cleanroom)?;
-    step("Done");
-    println!("bundle   {}", bundle.display());
-    println!("report   {}", bundle.join("report.html").display());
+
+    act("An alert: one of the web servers talks to a command-and-control server");
+    println!("Building an account in an emulator of AWS, and the disks of an instance in it.");
+    let incident = Incident::begin(programs)?;
+    set_the_scene(&incident)?;
+    let instance = incident.world.instance();
+    let before = Facts::read(&incident.world)?;
+
+    act("What would be done? Nothing is changed");
+    let case = plan(&incident, instance)?;
+    ensure!(Facts::read(&incident.world)? == before, "the plan changed something");
+
+    act("Responding: contain, preserve, then examine copies of the disks in a clean room");
+    let room = match bootable {
+        Ok(_) => response::booted(&incident, &case).map(Some)?,
+        Err(why) => {
+            response::on_this_machine(&incident, &case, &why)?;
+            None
+        }
+    };
+
+    act("The account, as AWS's Python SDK sees it, read without any of our code");
+    let contained = Facts::read(&incident.world)?;
+    println!("before");
+    before.print();
+    println!("contained");
+    contained.print();
+    hold("contained", &contained.not_contained(&case))?;
+    hold("evidence", &contained.not_preserved(&case))?;
+
+    act("The bundle comes here, every byte of it compared; then the room goes");
+    let bundle = fresh_folder(&work)?;
+    let (at, out) = (bundle.display().to_string(), ["fetch", &case, "--out"]);
+    shown(&incident, &[&out[..], &[&at]].concat())?;
+    shown(&incident, &["custody", "verify", &case])?;
+    drop(room);
+    shown(&incident, &["teardown", &case, "--yes"])?;
+
+    act("The report");
+    print!("{}", summary::of(&bundle)?);
     Ok(())
 }
 
-/// Has the agent scan a planted compromise, and verifies the bundle that it returns.
-fn investigate(agent: &Path, as_image: bool) -> Result<PathBuf> {
-    let work = target_dir().join("demo");
-    fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
-    let scratch = tempfile::tempdir_in(&work).context("create a scratch folder")?;
-
-    let evidence = if as_image {
-        step(
-            "Building the evidence: a GPT disk, an ext4 root that was broken into, an XFS data partition",
-        );
-        disk_image(scratch.path(), &work.join("disk.img"))?
-    } else {
-        step("Building the evidence: a folder that holds a root file system that was broken into");
-        let why = if is_root() { "this machine has no loop devices" } else { "you are not root" };
-        println!(
-            "Left out, as {why}: the disk image (GPT, ext4 and XFS), which has to be mounted."
-        );
-        println!("Run `cargo demo` as root to see it.");
-        let folder = scratch.path().join("web-01");
-        fs::create_dir(&folder)?;
-        tree::planted_compromise(&folder)?;
-        folder
-    };
-    println!("{}", evidence.display());
-
-    step("Scanning it, with the demo's rules and indicators");
-    let out = fresh_folder(&work)?;
-    let fixtures = fixtures();
-    let mut scan = Command::new(agent);
-    scan.arg("scan").arg(&evidence);
-    scan.arg("--rules").arg(fixtures.join("rules/demo.yar"));
-    scan.arg("--indicators").arg(fixtures.join("indicators"));
-    scan.arg("--out").arg(&out).args(["--case", "DEMO-1", "--examiner", "demo"]);
-    // A demonstration is for people, in a pipe too.
-    scan.args(["--format", "human"]);
-    match status(&mut scan)? {
-        0 => println!("The scan is complete."),
-        COMPLETE_WITH_GAPS => println!("The scan is complete; its gaps say what was not examined."),
-        other => bail!("the agent's scan ended with status {other}"),
+/// Puts the responder's files there, shows what there is, and deploys the agent.
+fn set_the_scene(incident: &Incident) -> Result<()> {
+    for (from, to) in [
+        ("rules/demo.yar", "demo.yar"),
+        ("indicators/hashes.txt", "hashes.txt"),
+        ("indicators/paths.txt", "paths.txt"),
+    ] {
+        let path = fixtures().join(from);
+        let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        incident.write(to, &content)?;
     }
-
-    let bundle = bundle_in(&out)?;
-    step("Verifying the bundle: every file against its sum");
-    let verdict =
-        status(Command::new(agent).arg("verify").arg(&bundle).args(["--format", "human"]))?;
-    ensure!(verdict == 0, "the agent's verify ended with status {verdict}");
-    Ok(bundle)
+    println!(
+        "\n{}: in an Auto Scaling group, behind three load balancers, with an Elastic IP and a role; its disks:\n",
+        incident.world.instance()
+    );
+    for (volume, disk) in &incident.disks {
+        println!("  {volume}  {}", disk.what);
+    }
+    println!(
+        "  {}  will be a byte copy of the clean room's own root disk, to tempt it",
+        incident.double.0
+    );
+    println!(
+        "\nThe commands below know this emulator at {}, and nothing else.",
+        incident.world.endpoint()
+    );
+    shown(incident, &["deploy", "--artifacts", "artifacts"])
 }
 
-fn step(what: &str) {
+/// Shows the plan, in short, and returns the case that it would open.
+fn plan(incident: &Incident, instance: &str) -> Result<String> {
+    let words = ["plan", instance, "--rules", "demo.yar"];
+    announce(&words);
+    let output = incident.cleanroom(&[&words[..], &["--format", "jsonl"]].concat());
+    let output = { output }.stderr(Stdio::inherit()).output().context("start cleanroom plan")?;
+    ensure!(output.status.success(), "cleanroom plan: {}", output.status);
+    let plan: Value = serde_json::from_slice(&output.stdout).context("read the plan")?;
+    let case = plan["case"].as_str().context("the plan names no case")?.to_owned();
+    let entries = plan["entries"].as_array().map_or(&[][..], Vec::as_slice);
+    ensure!(!entries.is_empty(), "the plan has no changes");
+    let of = |entry: &Value, member: &str| entry[member].as_str().unwrap_or_default().to_owned();
+    println!("{} changes, of which:\n", entries.len());
+    for steps in entries.chunk_by(|a, b| a["step"] == b["step"]) {
+        // The step that it is all about is shown in more of its length.
+        let shown = if steps[0]["step"] == "isolate" { 4 } else { 2 }.min(steps.len());
+        for (number, entry) in steps.iter().take(shown).enumerate() {
+            let step = if number == 0 { of(entry, "step") } else { String::new() };
+            let more = match steps.len() - shown {
+                more if more > 0 && number + 1 == shown => format!(" (and {more} more)"),
+                _ => String::new(),
+            };
+            let (what, resource) = (of(entry, "what"), of(entry, "resource"));
+            let what = if resource == instance { what } else { format!("{what}: {resource}") };
+            println!("  {step:<10} {}{more}", cut(&what, WIDTH - 13 - more.len()));
+        }
+    }
+    Ok(case)
+}
+
+/// A heading.
+fn act(what: &str) {
     println!("\n== {what}");
+}
+
+/// Shows a command as a person would type it.
+fn announce(words: &[&str]) {
+    let quoted = |word: &&str| {
+        if word.contains(' ') { format!("\"{word}\"") } else { (*word).to_owned() }
+    };
+    let typed: Vec<_> = words.iter().map(quoted).collect();
+    println!("\n$ cleanroom {}", typed.join(" "));
+    // The program writes through other descriptors: keep the order.
+    let _ = std::io::stdout().flush();
+}
+
+/// Runs `cleanroom` on this terminal.
+fn shown(incident: &Incident, words: &[&str]) -> Result<()> {
+    announce(words);
+    // A demonstration is for people, in a pipe too.
+    let mut command = incident.cleanroom(&[words, &["--format", "human"]].concat());
+    let status = command.status().context("start cleanroom")?;
+    ensure!(status.success(), "cleanroom {}: {status}", words.join(" "));
+    Ok(())
+}
+
+/// Fails with everything that is not as it should be.
+fn hold(what: &str, wrong: &[String]) -> Result<()> {
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        bail!("{what}: not as it should be: {}", wrong.join("; "))
+    }
 }
 
 /// A text of at most so many columns.
@@ -117,27 +199,6 @@ fn target_dir() -> PathBuf {
     workspace_root().join(named.map_or_else(|| "target".into(), PathBuf::from))
 }
 
-/// The demo's disk image, as evidence: root file system and data partition behind a GPT.
-///
-/// # Errors
-/// Where one of the tools refuses.
-pub fn disk_image(scratch: &Path, path: &Path) -> Result<PathBuf> {
-    let (root, data) = (scratch.join("root"), scratch.join("data"));
-    fs::create_dir(&root)?;
-    fs::create_dir(&data)?;
-    tree::planted_compromise(&root)?;
-    tree::data(&data)?;
-    let root = Image::new(scratch, "root.img", 64 * MIB)
-        .uuid("c1ea0000-0000-4000-8000-000000000001")
-        .label("root")
-        .ext(Ext::Ext4, &root)?;
-    let data = Image::new(scratch, "data.img", XFS_MIN)
-        .uuid("c1ea0000-0000-4000-8000-000000000002")
-        .label("data")
-        .xfs(&data)?;
-    Ok(gpt(path, &[(&root, GPT_LINUX), (&data, GPT_LINUX)])?.path)
-}
-
 /// A name for a bundle that no earlier run has taken.
 fn fresh_folder(work: &Path) -> Result<PathBuf> {
     (1..100_000)
@@ -146,57 +207,9 @@ fn fresh_folder(work: &Path) -> Result<PathBuf> {
         .with_context(|| format!("too many bundles in {}", work.display()))
 }
 
-/// Where the report is: in the folder itself or in one below it.
-fn bundle_in(out: &Path) -> Result<PathBuf> {
-    let listed = fs::read_dir(out).with_context(|| format!("list {}", out.display()))?;
-    let below = listed.filter_map(|entry| Some(entry.ok()?.path()));
-    std::iter::once(out.to_owned())
-        .chain(below)
-        .find(|folder| folder.join("report.json").is_file())
-        .with_context(|| format!("no report.json in {}", out.display()))
-}
-
-/// Runs the command on this terminal and returns its exit status.
-fn status(command: &mut Command) -> Result<i32> {
-    let shown = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("start {shown}"))?;
-    status.code().with_context(|| format!("{shown}: {status}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tools::command;
-
-    #[test]
-    fn the_disk_image_holds_both_file_systems() {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let disk = disk_image(dir.path(), &dir.path().join("disk.img")).expect("build");
-        let mut fls = command("fls").expect("fls");
-        fls.args(["-r", "-p", "-o", "2048"]).arg(&disk);
-        let names = tools::run(&mut fls).expect("fls");
-        let names = String::from_utf8_lossy(&names);
-        for planted in
-            ["tmp/.x/kworker", "etc/ld.so.preload", "var/www/html/logo.jpg", "var/tmp/pipe"]
-        {
-            assert!(names.contains(planted), "{planted} is not in {names}");
-        }
-        let mut sfdisk = command("sfdisk").expect("sfdisk");
-        let table = tools::run(sfdisk.arg("-d").arg(&disk)).expect("sfdisk");
-        assert_eq!(String::from_utf8_lossy(&table).matches("start=").count(), 2);
-    }
-
-    #[test]
-    fn the_bundle_is_found_in_the_folder_or_below() {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        assert!(bundle_in(dir.path()).is_err());
-        let below = dir.path().join("scan");
-        fs::create_dir(&below).expect("mkdir");
-        fs::write(below.join("report.json"), "{}").expect("write");
-        assert_eq!(bundle_in(dir.path()).expect("below"), below);
-        fs::write(dir.path().join("report.json"), "{}").expect("write");
-        assert_eq!(bundle_in(dir.path()).expect("here"), dir.path());
-    }
 
     #[test]
     fn a_long_text_ends_where_it_is_told_to() {

@@ -1,4 +1,4 @@
-//! `cargo demo`, `cargo selftest`, `cargo bench-agent` and `cargo package-release`.
+//! `cargo demo`, `cargo selftest`, `cargo bench-agent`, `cargo package-release` and `cargo package-tools`.
 #![allow(clippy::print_stderr, reason = "a command for people reports its errors on stderr")]
 
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Scan a disk image with a planted compromise; contain and release an instance in an emulated account.
+    /// From an alert to a report: contain an instance in an emulated account, and boot the clean room that examines its disks.
     Demo,
     /// Run every check and every test.
     Selftest,
@@ -24,6 +24,8 @@ enum Command {
     BenchAgent(bench::Options),
     /// Build the agent for Amazon Linux 2023, and gather what is deployed.
     PackageRelease,
+    /// Make the bundle of tools that investigators find in a clean room.
+    PackageTools(release::bundle::Options),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Command::Selftest => selftest::run(),
         Command::BenchAgent(options) => bench::run(&options),
         Command::PackageRelease => release::run_all(),
+        Command::PackageTools(options) => release::bundle::run_all(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

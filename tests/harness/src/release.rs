@@ -1,8 +1,9 @@
-//! `cargo package-release`: what `cleanroom deploy --artifacts` uploads, in one folder.
+//! `cargo package-release`: what `cleanroom deploy --artifacts` uploads, in one folder; and the bundle of tools beside it.
 //!
 //! The agent for Amazon Linux 2023, the templates, a bill of materials and checksums over all of them. Builds in the target
-//! folder, and writes `dist/` anew; publishes nothing.
+//! folder, and writes `dist/` anew, but for the bundle; publishes nothing.
 
+pub mod bundle;
 mod sbom;
 mod symbols;
 
@@ -28,6 +29,9 @@ const GLIBC: (u32, u32) = (2, 34);
 /// What it is built for.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// The checksums of what is deployed.
+const SUMS: &str = "SHA256SUMS";
+
 /// The package and its one program.
 const AGENT: &str = "cleanroom-agent";
 
@@ -36,7 +40,6 @@ const AGENT: &str = "cleanroom-agent";
 /// # Errors
 /// Where a tool can not be installed, the agent does not build, or the program would not start on Amazon Linux 2023.
 pub fn run_all() -> Result<()> {
-    let dist = workspace_root().join("dist");
     let agent = build()?;
     let program = fs::read(&agent).with_context(|| format!("read {}", agent.display()))?;
     let newest = symbols::newest_glibc(&program).context("read the agent's symbols")?;
@@ -55,10 +58,13 @@ pub fn run_all() -> Result<()> {
         fs::read_to_string(workspace_root().join("Cargo.lock")).context("read Cargo.lock")?;
     let bill = sbom::cyclonedx(&metadata, &lock, AGENT, &digest(&program))?;
 
-    if dist.exists() {
-        fs::remove_dir_all(&dist).with_context(|| format!("remove {}", dist.display()))?;
+    let dist = dist()?;
+    for entry in fs::read_dir(&dist).with_context(|| format!("list {}", dist.display()))? {
+        let path = entry?.path();
+        if !path.ends_with(bundle::BUNDLE) {
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
     }
-    fs::create_dir(&dist).with_context(|| format!("create {}", dist.display()))?;
     // With its mode, so that it runs where it lies.
     fs::copy(&agent, dist.join(AGENT)).context("copy the agent")?;
     let bill = serde_json::to_vec_pretty(&bill).context("write the bill of materials")?;
@@ -68,11 +74,23 @@ pub fn run_all() -> Result<()> {
         let from = workspace_root().join("cloudformation").join(name);
         fs::copy(&from, dist.join(name)).with_context(|| format!("copy {}", from.display()))?;
     }
-    let sums = sums(&dist)?;
-    fs::write(dist.join("SHA256SUMS"), &sums).context("write the checksums")?;
-    print!("{sums}");
+    write_sums(&dist)?;
     println!("in {}", dist.display());
     Ok(())
+}
+
+/// The folder of what is deployed.
+fn dist() -> Result<PathBuf> {
+    let dist = workspace_root().join("dist");
+    fs::create_dir_all(&dist).with_context(|| format!("create {}", dist.display()))?;
+    Ok(dist)
+}
+
+/// Writes the checksums of a folder's files into it, and shows them.
+fn write_sums(folder: &Path) -> Result<()> {
+    let sums = sums(folder)?;
+    print!("{sums}");
+    fs::write(folder.join(SUMS), sums).context("write the checksums")
 }
 
 /// Builds the agent against the old C library, and returns where it is.
@@ -119,7 +137,7 @@ fn sums(folder: &Path) -> Result<String> {
     let mut paths = paths.with_context(|| format!("list {}", folder.display()))?;
     paths.sort();
     let mut lines = String::new();
-    for path in paths {
+    for path in paths.into_iter().filter(|path| !path.ends_with(SUMS)) {
         let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let name = path.file_name().and_then(|name| name.to_str()).context("a file's name")?;
         writeln!(lines, "{}  {name}", digest(&content))?;
@@ -141,7 +159,8 @@ mod tests {
         fs::write(folder.path().join("b"), "").expect("write");
         fs::write(folder.path().join("a"), "x").expect("write");
         let sums = sums(folder.path()).expect("sums");
-        fs::write(folder.path().join("SHA256SUMS"), &sums).expect("write");
+        fs::write(folder.path().join(SUMS), &sums).expect("write");
+        assert_eq!(super::sums(folder.path()).expect("sums"), sums, "the sums are not among them");
         assert!(
             sums.ends_with("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  b\n")
         );

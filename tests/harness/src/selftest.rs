@@ -56,6 +56,7 @@ pub fn run() -> Result<()> {
     let target = target_dir()?;
     println!("building in {}", target.display());
     tools::ensure(tools::DEMO)?;
+    tools::ensure(tools::ROOM)?;
     tools::ensure(tools::TESTS)?;
     // Here, with a message, and not in the first test that wants an emulator.
     emulators::prepare()?;

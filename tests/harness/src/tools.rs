@@ -37,11 +37,26 @@ const fn tool(command: &'static str, package: &'static str, purpose: &'static st
     Tool { command, package, purpose }
 }
 
-/// What the demo needs to build its disk image.
+/// What the demo needs to build the disks of an instance, and to deploy the agent.
 pub const DEMO: &[Tool] = &[
     tool("mke2fs", "e2fsprogs", "builds ext2, ext3 and ext4 images"),
     tool("mkfs.xfs", "xfsprogs", "builds XFS images"),
+    tool("mkntfs", "ntfs-3g", "builds NTFS images"),
     tool("sfdisk", "fdisk", "writes partition tables"),
+    tool("strip", "binutils", "makes the agent small for the virtual machine"),
+];
+
+/// What a clean room needs to boot on this machine.
+pub const ROOM: &[Tool] = &[
+    tool("qemu-system-x86_64", "qemu-system-x86", "is the virtual machine of the clean room"),
+    tool("busybox", "busybox-static", "is the virtual machine's user space"),
+    tool("xz", "xz-utils", "unpacks kernel modules"),
+    tool("curl", "curl", "fetches for the emulated clean room, as the AWS CLI does in a real one"),
+    tool(
+        "update-ca-certificates",
+        "ca-certificates",
+        "has the roots that the room's agent looks for",
+    ),
 ];
 
 /// What the benchmark compares with.
@@ -51,26 +66,24 @@ pub const BENCH: &[Tool] = &[
     tool("strip", "binutils", "takes the line numbers out of the agent"),
 ];
 
-/// What the tests need besides [`DEMO`].
+/// What the bundle of tools is made with.
+pub const BUNDLE: &[Tool] = &[
+    tool("strip", "binutils", "makes programs small"),
+    tool("busybox", "busybox-static", "is the shell in which the tools are tried out"),
+];
+
+/// YARA-X's own scanner: the crate, and its version.
+pub(crate) const YR: (&str, &str) = ("yara-x-cli", "1.22.1");
+
+/// What the tests need besides [`DEMO`] and [`ROOM`].
 pub const TESTS: &[Tool] = &[
     tool("mkfs.btrfs", "btrfs-progs", "builds btrfs images"),
     tool("mkfs.vfat", "dosfstools", "builds FAT images"),
     tool("mcopy", "mtools", "fills FAT images without mounting"),
-    tool("mkntfs", "ntfs-3g", "builds NTFS images"),
     tool("sgdisk", "gdisk", "checks GPT tables independently"),
     tool("fls", "sleuthkit", "reads file systems independently"),
     tool("zstd", "zstd", "reads the bundle's file list; unpacks kernel modules"),
-    tool("qemu-system-x86_64", "qemu-system-x86", "runs hostile images in a virtual machine"),
-    tool("busybox", "busybox-static", "is the virtual machine's user space"),
     tool("cpio", "cpio", "packs the virtual machine's initramfs"),
-    tool("strip", "binutils", "makes the agent small for the virtual machine"),
-    tool("xz", "xz-utils", "unpacks kernel modules"),
-    tool("curl", "curl", "fetches for the emulated clean room, as the AWS CLI does in a real one"),
-    tool(
-        "update-ca-certificates",
-        "ca-certificates",
-        "has the roots that the room's agent looks for",
-    ),
     tool("ssh-keygen", "openssh-client", "verifies signatures independently"),
 ];
 
@@ -216,6 +229,26 @@ pub fn cache_dir() -> Result<PathBuf> {
     };
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     Ok(dir)
+}
+
+/// YARA-X's own scanner, installed outside the project when it is missing.
+///
+/// # Errors
+/// Where it does not build.
+pub(crate) fn yr() -> Result<PathBuf> {
+    let root = cache_dir()?.join("tools");
+    let yr = root.join("bin/yr");
+    if !yr.exists() {
+        let (name, version) = YR;
+        println!("installing {name} {version}, which takes a quarter of an hour");
+        let mut install = cargo();
+        install.args(["install", name, "--version", version, "--locked", "--root"]);
+        let status = install.arg(&root).status().context("start cargo install")?;
+        if !status.success() {
+            bail!("{name} {version} does not install: {status}");
+        }
+    }
+    Ok(yr)
 }
 
 /// The workspace's root, two folders above this crate.

@@ -156,7 +156,7 @@ impl Vm {
 
     /// Packs the guest's root file system.
     fn pack(&self, kernel: &Kernel, root: &Path, initramfs: &Path) -> Result<()> {
-        let contents = Contents { modules: &[], files: &self.files, init: &init() };
+        let contents = Contents { modules: &[], at_once: None, files: &self.files, init: &init() };
         guest::fill(root, kernel, &contents)?;
         fs::write(root.join("script"), &self.script)?;
         guest::archive(root, initramfs)

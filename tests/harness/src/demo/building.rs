@@ -3,14 +3,17 @@
 use std::{
     ffi::OsStr,
     io::{BufReader, IsTerminal as _, Read as _, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
 };
 
 use anyhow::{Context, Result, ensure};
 
 use super::cut;
-use crate::tools::{self, cargo};
+use crate::{
+    incident::Programs,
+    tools::{self, cargo},
+};
 
 /// What cargo says of its own progress; all else it says is for people.
 const PROGRESS: [&str; 8] = [
@@ -23,13 +26,6 @@ const PROGRESS: [&str; 8] = [
     "Finished",
     "Updating",
 ];
-
-/// The programs.
-#[derive(Debug)]
-pub(super) struct Programs {
-    pub(super) agent: PathBuf,
-    pub(super) cleanroom: PathBuf,
-}
 
 /// Builds both programs in one go: in two, cargo would compile what they share twice.
 ///

@@ -153,32 +153,6 @@ impl Facts {
         }
         wrong
     }
-
-    /// What a release must bring back, by name.
-    fn restorable(&self) -> Vec<(&'static str, Value)> {
-        let of = |i: &Value| {
-            json!([i["id"], i["groups"], i["public_ip"], i["allocation_id"], i["tags"]])
-        };
-        let interfaces: Vec<_> = self.items("interfaces").iter().map(of).collect();
-        vec![
-            ("interfaces", json!(interfaces)),
-            ("targets", json!(self.live_targets())),
-            ("classic load balancers", self.0["classic_load_balancers"].clone()),
-            ("Auto Scaling group", self.0["asg"].clone()),
-            ("guards", self.0["guards"].clone()),
-            ("volumes kept on termination", self.0["delete_on_termination"].clone()),
-            ("metadata options", self.0["metadata_options"].clone()),
-            ("profiles", json!(self.profiles())),
-            ("role's policies", self.0["role_policies"].clone()),
-        ]
-    }
-}
-
-/// What is not as it was.
-pub(super) fn differences(before: &Facts, after: &Facts) -> Vec<String> {
-    let pairs = before.restorable().into_iter().zip(after.restorable());
-    let differ = pairs.filter(|((_, before), (_, after))| before != after);
-    differ.map(|((name, before), (_, after))| format!("{name}: {before}, now {after}")).collect()
 }
 
 #[cfg(test)]
@@ -250,15 +224,5 @@ mod tests {
             *bad.pointer_mut(pointer).expect(pointer) = value;
             assert_eq!(Facts(bad).not_preserved(CASE).len(), 1, "{pointer}");
         }
-    }
-
-    #[test]
-    fn what_was_not_put_back_is_named() {
-        let before = Facts(contained());
-        assert_eq!(differences(&before, &before.clone()), [""; 0]);
-        let mut after = contained();
-        after["interfaces"][0]["groups"] = json!(["sg-2"]);
-        let found = differences(&before, &Facts(after));
-        assert!(matches!(&found[..], [one] if one.starts_with("interfaces: ")), "{found:?}");
     }
 }

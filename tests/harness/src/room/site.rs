@@ -17,6 +17,9 @@ use crate::{
 /// How long the parts may take under emulation on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// The time between two looks at the account. Each starts a program, on the processors that the room is emulated with.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What a case's stack has made.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Stack {
@@ -105,7 +108,7 @@ impl Site {
             }
             ensure!(going()?, "what was to launch the room of {} has ended", self.case);
             ensure!(Instant::now() < ends, "no room was launched for {}", self.case);
-            pause(Duration::from_millis(300));
+            pause(LOOK);
         }
     }
 
@@ -124,8 +127,13 @@ impl Site {
     /// # Errors
     /// Where the room ends or does not signal in time, or a volume's image is not known.
     pub fn attach(&self, room: &mut Machine, missing: &[&str]) -> Result<Vec<Copy>> {
+        let mut looked = Instant::now();
         room.until("the room's signal that it is safe", PATIENCE, |_| {
-            Ok(self.signalled("Room")?.is_some())
+            let signalled = looked.elapsed() >= LOOK && self.signalled("Room")?.is_some();
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+            }
+            Ok(signalled)
         })?;
         let Some(stack) = self.look()?.stack else { bail!("{} has no stack", self.case) };
         for copy in &stack.volumes {

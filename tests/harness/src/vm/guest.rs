@@ -4,7 +4,6 @@
 
 use std::{
     ffi::OsString,
-    fmt::Write as _,
     fs::{self, File},
     io::{Read as _, Write as _},
     os::unix::{
@@ -67,11 +66,23 @@ while read -r module; do
 done </modules/order
 "#;
 
+/// The kernel's own way to ask for a file system (kernel `kernel/module/kmod.c`): `modprobe -q -- fs-xfs`.
+const MODPROBE: &str = r#"#!/bin/sh
+for name; do :; done
+[ -e "/modules/$name.needs" ] || exit 1
+while read -r module; do
+    insmod "/modules/$module.ko" 2>/dev/null
+done <"/modules/$name.needs"
+"#;
+
 /// What is put into a guest.
 #[derive(Debug)]
 pub(crate) struct Contents<'a> {
     /// Modules besides those that every guest has.
     pub modules: &'a [&'a str],
+    /// Of all of them, those that are loaded when the guest begins; the others when its kernel asks for them. Under emulation
+    /// a large module takes a second. None for all.
+    pub at_once: Option<&'a [&'a str]>,
     /// Files of this machine and where the guest sees them, with the libraries of programs.
     pub files: &'a [(PathBuf, PathBuf)],
     /// The first program.
@@ -96,17 +107,55 @@ pub(crate) fn fill(root: &Path, kernel: &Kernel, contents: &Contents<'_>) -> Res
             place(root, &library, &library)?;
         }
     }
-    let mut order = String::new();
-    let modules: Vec<_> = MODULES.iter().chain(contents.modules).copied().collect();
-    for (name, content) in kernel.modules(&modules)? {
-        fs::write(root.join("modules").join(format!("{name}.ko")), content)?;
-        writeln!(order, "{name}")?;
-    }
-    fs::write(root.join("modules/order"), order)?;
+    put_modules(root, kernel, contents)?;
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
     fs::write(root.join("init"), contents.init)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
     Ok(())
+}
+
+/// Puts the modules there, with the order in which they are loaded and what loads the rest.
+fn put_modules(root: &Path, kernel: &Kernel, contents: &Contents<'_>) -> Result<()> {
+    let modules: Vec<_> = MODULES.iter().chain(contents.modules).copied().collect();
+    let folder = root.join("modules");
+    let mut strip = command("strip")?;
+    strip.arg("--strip-debug");
+    for (name, content) in kernel.modules(&modules)? {
+        let path = folder.join(format!("{name}.ko"));
+        fs::write(&path, &content)?;
+        strip.arg(&path);
+        if contents.at_once.is_none() {
+            continue;
+        }
+        // The kernel knows a module by its name or by what it says it stands for.
+        let needs = names(&kernel.modules(&[&name])?);
+        for known in aliases(&content).chain([name.replace('_', "-"), name]) {
+            fs::write(folder.join(format!("{known}.needs")), &needs)?;
+        }
+    }
+    // Without its debugging information, and without the signature over it, a module loads in half the time.
+    run(&mut strip)?;
+    let order = names(&kernel.modules(contents.at_once.unwrap_or(&modules))?);
+    fs::write(folder.join("order"), order)?;
+    let modprobe = root.join("sbin/modprobe");
+    fs::create_dir_all(root.join("sbin"))?;
+    fs::write(&modprobe, MODPROBE)?;
+    fs::set_permissions(&modprobe, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// The modules' names, a line each.
+fn names(modules: &[(String, Vec<u8>)]) -> String {
+    modules.iter().fold(String::new(), |lines, (name, _)| lines + name + "\n")
+}
+
+/// The plain names that a module says it stands for, such as `fs-iso9660`: the `alias=` entries of its `.modinfo`.
+fn aliases(module: &[u8]) -> impl Iterator<Item = String> {
+    let entries =
+        module.split(|&byte| byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok());
+    let names = entries.filter_map(|entry| entry.strip_prefix("alias="));
+    let plain = |name: &&str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    names.filter(plain).map(str::to_owned)
 }
 
 /// The `-drive` argument; a comma in a path is written twice.
@@ -184,4 +233,16 @@ pub(crate) fn archive(root: &Path, initramfs: &Path) -> Result<()> {
     let status = child.wait().context("wait for cpio")?;
     ensure!(status.success(), "cpio: {status}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::aliases;
+
+    #[test]
+    fn a_module_is_known_by_what_it_stands_for() {
+        let module =
+            b"\x7fELF\0alias=fs-iso9660\0alias=pci:v00001AF4d*\0depends=cdrom\0alias=iso9660\0";
+        assert_eq!(aliases(module).collect::<Vec<_>>(), ["fs-iso9660", "iso9660"]);
+    }
 }
