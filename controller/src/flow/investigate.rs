@@ -405,9 +405,6 @@ async fn read_back(case: &Case, ordered: &Ordered, heard: &Heard) -> Option<Repo
             join(&heard.unexpected)
         ));
     }
-    if let Some(why) = &heard.untold {
-        case.note(format!("the room of scan {scan} could not tell people: {why}"));
-    }
     let report = &verified.report;
     let missing = never_seen(case, ordered, heard, report).await;
     let summary = report.summary.clone();
@@ -423,6 +420,10 @@ async fn read_back(case: &Case, ordered: &Ordered, heard: &Heard) -> Option<Repo
     let name = format!("{} {scan}", Milestone::Reported.as_str());
     let lines = lines(&reported, report, &lock(&case.shortfalls).clone());
     notify::publish_as(case, Milestone::Reported, &name, &lines).await;
+    // Only now: it tells people when it has published, and so after what was waited for.
+    if let Ok(Some(why)) = watch::untold(&*case.store, (&case.scene.case, scan)).await {
+        case.note(format!("the room of scan {scan} could not tell people: {why}"));
+    }
     Some(reported)
 }
 
