@@ -7,6 +7,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use cleanroom_agent_aws::Store;
@@ -17,6 +18,11 @@ use crate::rules::{pack, source};
 
 /// The largest file that is fetched: a compiled pack.
 const MAX_FILE: usize = 1 << 30;
+
+/// How long files may take to come while the bucket can not be reached, and the pause between two tries: a network that is
+/// away for minutes costs no rule.
+const PATIENCE: Duration = Duration::from_secs(300);
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// What came of the files of one kind.
 #[derive(Debug, Default)]
@@ -30,10 +36,11 @@ pub(super) struct Fetched {
 /// Fetches files into a folder of their own. Those that are there already, whole, are not fetched again.
 pub(super) async fn fetch(store: &Store, files: &[OrderedFile], folder: &Path) -> Fetched {
     let mut fetched = Fetched::default();
+    let until = Instant::now() + PATIENCE;
     for (number, file) in files.iter().enumerate() {
         // Two of one name are two files; a rule's namespace is its file's name.
         let path = folder.join(format!("{number:04}")).join(&file.name);
-        match fetch_one(store, file, &path).await {
+        match fetch_one(store, file, &path, until).await {
             Ok(()) => fetched.paths.push(path),
             Err(why) => fetched.gaps.push(missing(file, &why)),
         }
@@ -41,12 +48,24 @@ pub(super) async fn fetch(store: &Store, files: &[OrderedFile], folder: &Path) -
     fetched
 }
 
-async fn fetch_one(store: &Store, file: &OrderedFile, path: &Path) -> Result<(), String> {
+async fn fetch_one(
+    store: &Store,
+    file: &OrderedFile,
+    path: &Path,
+    until: Instant,
+) -> Result<(), String> {
     let is_it = |bytes: &[u8]| Sha256(sha2::Sha256::digest(bytes).into()) == file.sha256;
     if fs::read(path).is_ok_and(|bytes| is_it(&bytes)) {
         return Ok(());
     }
-    let bytes = store.get(&file.key, MAX_FILE).await.map_err(|error| error.to_string())?;
+    let bytes = loop {
+        match store.get(&file.key, MAX_FILE).await {
+            Err(error) if error.is_transient() && Instant::now() < until => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            ended => break ended.map_err(|error| error.to_string())?,
+        }
+    };
     let bytes = bytes.ok_or_else(|| format!("there is no {}", printable(&file.key)))?;
     if !is_it(&bytes) {
         let found = Sha256(sha2::Sha256::digest(&bytes).into());
