@@ -93,7 +93,7 @@ fn rules_that_can_not_be_reached_at_first_are_asked_for_again() {
     proxy.set(&[cut]).expect("faults are set");
     machine.set("AWS_ENDPOINT_URL_S3", &proxy.url());
     let mut order = order(&account, SCAN);
-    order.rules = vec![ordered_file(&account, "any.yar", b"rule any { condition: true }")];
+    order.rules = vec![ordered_file(&account, "late.yar", b"rule late { condition: true }")];
     let output = machine.expect(0, &["--work-order", &machine.order_file(&order)]);
     let scan = machine.published(&account, &order, &output);
     assert_eq!(proxy.fired().expect("it answers").len(), 6);

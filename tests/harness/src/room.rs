@@ -108,7 +108,7 @@ esac
 "#;
 
 /// A script to run beside the user data: whoever tests the room types into its second serial line what is to happen in it.
-pub const SHELL: &str = "stty -F /dev/ttyS1 -echo && cat /dev/ttyS1 | sh\n";
+pub const SHELL: &str = "stty -F /dev/ttyS1 -echo && exec sh </dev/ttyS1\n";
 
 const POWEROFF: &str = "#!/bin/sh\nsync\nexec busybox poweroff -f\n";
 
