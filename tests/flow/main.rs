@@ -1,3 +1,5 @@
 //! Everything together: the real programs, an emulated account, and a clean room that boots.
 
+mod faults;
 mod room;
+mod support;

@@ -2,80 +2,20 @@
 //!
 //! One boot serves most of it, since booting is what takes the time.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    process::{Child, Output, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use cleanroom_harness::{
     damage::{DIRTY_CONTENT, DIRTY_FILE},
     incident::{Incident, Programs},
-    room::{Ended, Machine, Site},
+    room::{Ended, Machine},
     tools::{command, fixtures, is_root},
 };
 use serde_json::Value;
 
-/// How long a part may take under emulation on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(420);
+use crate::support::{PATIENCE, boot, ended, expect, lines, start, words};
 
 /// A rule that only a second look has.
 const SECOND_RULE: &str = r#"rule second_look { meta: severity = "medium" strings: $a = "this is disk two" condition: $a }"#;
-
-fn words(output: &Output) -> String {
-    format!(
-        "{}\n{}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
-
-/// Runs a command that must end with one of these statuses.
-fn expect(incident: &Incident, statuses: &[i32], typed: &[&str]) -> Output {
-    let output = incident.ran(typed).expect("start");
-    let code = output.status.code().unwrap_or(-1);
-    assert!(statuses.contains(&code), "cleanroom {}: {}", typed.join(" "), words(&output));
-    output
-}
-
-fn start(incident: &Incident, typed: &[&str]) -> Child {
-    let mut command = incident.cleanroom(typed);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start cleanroom")
-}
-
-/// Boots the room of a case that a command under way launches, with all its volumes but those in `missing`.
-fn boot(incident: &Incident, site: &Site, under_way: &mut Child, missing: &[&str]) -> Machine {
-    site.launched(|| Ok(under_way.try_wait()?.is_none())).expect("a stack with an instance");
-    let programs = [incident.agent().to_owned()];
-    let mut room = site.boot(&programs, "").expect("boot");
-    // Made from another instance's root, a volume can have the label and the UUID of the room's own.
-    room.copy_root(&incident.double.1).expect("copy the room's root");
-    site.attach(&mut room, missing).expect("attach");
-    room
-}
-
-/// Where a command that was started has ended, what it said.
-fn ended(child: Child, room: &mut Machine) -> Output {
-    let mut child = child;
-    let mut told = None;
-    let asked = room.until("the command's end", PATIENCE, |_| {
-        told = child.try_wait()?;
-        Ok(told.is_some())
-    });
-    if asked.is_err() && told.is_none() {
-        let _ = child.kill();
-    }
-    let output = child.wait_with_output().expect("output");
-    asked.unwrap_or_else(|error| panic!("{error:#}\n{}", words(&output)));
-    output
-}
-
-fn lines(path: &std::path::Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).expect("a file of the bundle");
-    text.lines().map(|line| serde_json::from_str(line).expect("a record")).collect()
-}
 
 #[test]
 fn an_alert_becomes_a_report_without_anyone_touching_a_thing() {
@@ -102,7 +42,10 @@ fn an_alert_becomes_a_report_without_anyone_touching_a_thing() {
     ];
     let mut respond = start(&incident, &typed);
     let site = incident.site(&case);
-    let mut room = boot(&incident, &site, &mut respond, &[]);
+    let mut room = boot(&incident, &site, &mut respond);
+    // Made from another instance's root, a volume can have the label and the UUID of the room's own.
+    room.copy_root(&incident.double.1).expect("copy the room's root");
+    site.attach(&mut room, &[]).expect("attach");
     let before = incident.digests().expect("digests");
     let output = ended(respond, &mut room);
     assert_eq!(output.status.code(), Some(0), "{}\n{}", words(&output), room.tail());
@@ -161,7 +104,7 @@ fn first_report(incident: &Incident, case: &str, disks: &BTreeMap<String, String
 
 /// What the journal alone holds was seen, through a device mapper snapshot.
 #[expect(clippy::print_stdout, reason = "what is left out is said")]
-fn replayed(incident: &Incident, bundle: &std::path::Path, volumes: &[Value]) {
+fn replayed(incident: &Incident, bundle: &Path, volumes: &[Value]) {
     let root = incident.world.volumes()[0];
     let volume = volumes.iter().find(|v| v["volume"].as_str().is_some_and(|v| v.starts_with(root)));
     let volume = volume.expect("the root's volume");

@@ -138,6 +138,11 @@ pub enum RoomNews {
         /// What came of the scan.
         summary: Box<Summary>,
     },
+    /// The bundle can not be published yet. It stays sealed on the room's own disk, and is tried again.
+    Unpublished {
+        /// Why.
+        reason: String,
+    },
     /// The bundle is whole in the bucket.
     Published {
         /// Every file of it.

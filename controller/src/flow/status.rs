@@ -84,20 +84,29 @@ pub struct Scan {
     pub refused: Option<String>,
     /// What its room told last, and when by the room's clock; none where it has told nothing.
     pub told: Option<(Timestamp, String)>,
+    /// Whether there is no report, and its room has told nothing since for longer than rooms do.
+    pub silent: bool,
+    /// Why its room could not tell people of the report.
+    pub untold: Option<String>,
 }
 
 /// The newest scan: by the log where it was reported, else by what its room told last.
 async fn scan(case: &Case, ledger: &Ledger) -> Result<Option<Scan>, String> {
     let Some(scan) = ledger.orders.keys().next_back().cloned() else { return Ok(None) };
     if let Some(examined) = ledger.reports.get(&scan) {
-        let told = (examined.at, investigate::counted(&examined.summary));
-        return Ok(Some(Scan { scan, reported: true, refused: None, told: Some(told) }));
+        let told = Some((examined.at, investigate::counted(&examined.summary)));
+        let untold = watch::untold(&*case.store, (&case.scene.case, &scan)).await;
+        let untold = untold.map_err(|error| error.to_string())?;
+        return Ok(Some(Scan { scan, reported: true, refused: None, told, silent: false, untold }));
     }
     let refused = ledger.refused.get(&scan).cloned();
     let newest = watch::newest(&*case.store, (&case.scene.case, &scan)).await;
     let newest = newest.map_err(|error| error.to_string())?;
     let told = newest.map(|event| (event.at, watch::words(&event.news)));
-    Ok(Some(Scan { scan, reported: false, refused, told }))
+    let quiet = told.as_ref().map(|(at, _)| case.journal.now().seconds.saturating_sub(at.seconds));
+    let silent = quiet.is_some_and(|s| s >= case.bounds.silence.as_secs().cast_signed());
+    let silent = refused.is_none() && silent;
+    Ok(Some(Scan { scan, reported: false, refused, told, silent, untold: None }))
 }
 
 /// What keeps an instance contained: looked at again.

@@ -84,6 +84,12 @@ fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
         };
         let name = if scan.reported { "report" } else { "scan" };
         line(name, &format!("{}: {told}", scan.scan));
+        if scan.silent {
+            line("", "its room has told nothing since: look at its stack, and run rescan");
+        }
+        if let Some(why) = &scan.untold {
+            line("", &format!("its room could not tell people: {why}"));
+        }
     }
     if let Some(room) = &status.room {
         line("room", &format!("{room}, since {}", time(room.since)));

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use cleanroom_cloud::{Put, Store};
-use cleanroom_contract::{CaseId, OrderedFile, ScanId, Severity, printable};
+use cleanroom_contract::{CaseId, OrderedFile, ScanId, ScanLimits, Severity, printable};
 use cleanroom_controller::{
     case::Step,
     flow::{
@@ -76,6 +76,10 @@ pub(super) fn policy(
         group: set.security_group.clone(),
         boundary: set.permissions_boundary.clone(),
         idle_seconds: set.idle_seconds.unwrap_or(default.idle_seconds),
+        limits: ScanLimits {
+            attach_seconds: set.attach_seconds.unwrap_or(default.limits.attach_seconds),
+            ..default.limits
+        },
         rules: given(&flags.rules, &set.rules)?,
         indicators: given(&flags.indicators, &set.indicators)?,
         template,

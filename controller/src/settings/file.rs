@@ -54,6 +54,7 @@ pub(crate) struct Room {
     pub security_group: Option<String>,
     pub permissions_boundary: Option<String>,
     pub idle_seconds: Option<u32>,
+    pub attach_seconds: Option<u32>,
     /// Files and folders.
     pub rules: Vec<PathBuf>,
     pub indicators: Vec<PathBuf>,
@@ -69,6 +70,9 @@ impl Room {
         }
         if self.idle_seconds.is_some_and(|s| !(60..=604_800).contains(&s)) {
             return Some("idle_seconds is from 60 to 604800".to_owned());
+        }
+        if self.attach_seconds.is_some_and(|s| !(30..=900).contains(&s)) {
+            return Some("attach_seconds is from 30 to 900".to_owned());
         }
         let shared = [&self.vpc, &self.subnet, &self.security_group].map(Option::is_some);
         if shared != [shared[0]; 3] {
@@ -324,6 +328,7 @@ open = 1
             ),
             ("[room]\nagent = \"x\"", "cleanroom.toml:1: agent: give the key and the digest"),
             ("[room]\nidle_seconds = 1", "cleanroom.toml:1: idle_seconds is from 60 to 604800"),
+            ("[room]\nattach_seconds = 1", "cleanroom.toml:1: attach_seconds is from 30 to 900"),
             ("[bounds]\nlunch = 60", "cleanroom.toml:2: unknown field `lunch`, expected one of "),
         ] {
             let error = parse(Path::new("cleanroom.toml"), text).expect_err(text).to_string();

@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use cleanroom_contract::{RoomNews, RunState, bundle_prefix};
+use cleanroom_contract::{GapKind, RoomNews, RunState, bundle_prefix};
 use cleanroom_harness::emulators::{Fault, Injection, Microburst};
 use nix::sys::signal::Signal;
 
 use super::{
     account::Account,
-    machine::{CLOSED, Machine, order, said},
+    machine::{CLOSED, Machine, order, ordered_file, said},
 };
 use crate::support::wait_until;
 
@@ -81,6 +81,23 @@ fn a_cut_network_keeps_nothing_from_being_told() {
     assert!(told(|news| matches!(news, RoomNews::Published { .. })), "{events:?}");
     assert_eq!(account.messages().len(), 1);
     account.assert_written_once();
+}
+
+#[test]
+fn rules_that_can_not_be_reached_at_first_are_asked_for_again() {
+    let account = Account::new();
+    let mut machine = Machine::new(&account);
+    let proxy = Microburst::start(account.url(), 7).expect("microburst starts");
+    // One more than the attempts of a call.
+    let cut = Fault::new("s3", 1.0, Injection::Reset).on("GetObject").times(6);
+    proxy.set(&[cut]).expect("faults are set");
+    machine.set("AWS_ENDPOINT_URL_S3", &proxy.url());
+    let mut order = order(&account, SCAN);
+    order.rules = vec![ordered_file(&account, "late.yar", b"rule late { condition: true }")];
+    let output = machine.expect(0, &["--work-order", &machine.order_file(&order)]);
+    let scan = machine.published(&account, &order, &output);
+    assert_eq!(proxy.fired().expect("it answers").len(), 6);
+    assert!(scan.gaps_of(GapKind::Rules).is_empty(), "{}", said(&output));
 }
 
 #[test]

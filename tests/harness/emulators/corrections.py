@@ -23,6 +23,7 @@ from moto.iam.access_control import IAMPolicyStatement, PermissionResult
 from moto.instance_metadata import urls as instance_metadata
 from moto.instance_metadata.responses import InstanceMetadataResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
+from moto.s3.exceptions import S3AccessDeniedError
 from moto.s3.responses import S3Response
 
 import stacks
@@ -41,6 +42,7 @@ def apply():
     what_is_lacking_is_refused_for_good()
     versioning_has_the_name_of_its_element()
     parts_are_listed_with_their_checksums()
+    what_a_policy_denies_is_said_so()
     one_volume_is_at_a_device()
     shared_snapshots_can_be_copied()
     the_metadata_service_is_a_rooms()
@@ -235,6 +237,20 @@ def parts_are_listed_with_their_checksums():
         return status, headers, text
 
     S3Response.list_parts = list_parts
+
+
+def what_a_policy_denies_is_said_so():
+    """moto answers what a bucket's policy denies with a status alone. AWS names the error (S3 API
+    reference, "Error responses")."""
+    original = S3Response._key_response
+
+    def respond(self, request, full_url):
+        answer = original(self, request, full_url)
+        if answer == (403, {}, "") and request.method != "HEAD":
+            raise S3AccessDeniedError()
+        return answer
+
+    S3Response._key_response = respond
 
 
 def one_volume_is_at_a_device():

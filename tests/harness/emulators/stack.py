@@ -4,8 +4,11 @@
     stack.py ENDPOINT signal NAME RESOURCE UNIQUE-ID STATUS
     stack.py ENDPOINT show NAME
     stack.py ENDPOINT delete NAME
+    stack.py ENDPOINT look NAME BUCKET PREFIX
 
-What it prints is what is true of the stack then: enough to boot the machine that it describes.
+What it prints is what is true of the stack then: enough to boot the machine that it describes. "volumes" of the room are in
+the order of their devices; "signals" what resources were signalled, oldest first. "look" changes nothing and fails for no
+stack: it prints "stack", null where there is none any more, and "objects", the sizes of those below the prefix.
 Independent of Cleanroom's own adapters on purpose.
 """
 
@@ -26,8 +29,6 @@ def machine(aws, instance_id):
     found = aws.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"]
     instance = only([i for r in found for i in r["Instances"]], instance_id)
     attribute = aws.ec2.describe_instance_attribute(InstanceId=instance_id, Attribute="userData")
-    attached = [{"Name": "attachment.instance-id", "Values": [instance_id]}]
-    volumes = pages(aws.ec2, "describe_volumes", "Volumes", Filters=attached)
     return {
         "instance": instance_id,
         "state": instance["State"]["Name"],
@@ -39,30 +40,51 @@ def machine(aws, instance_id):
         "profile": (instance.get("IamInstanceProfile") or {}).get("Arn"),
         "metadata_options": instance.get("MetadataOptions"),
         "tags": tags(instance),
-        "user_data": base64.b64decode(attribute["UserData"]["Value"]).decode(),
-        "volumes": [
-            {
-                "id": v["VolumeId"],
-                "device": v["Attachments"][0]["Device"],
-                "snapshot": v.get("SnapshotId") or None,
-                "gib": v["Size"],
-                "encrypted": v["Encrypted"],
-                "tags": tags(v),
-            }
-            for v in sorted(volumes, key=lambda v: v["Attachments"][0]["Device"])
-        ],
+        "user_data": base64.b64decode(attribute.get("UserData", {}).get("Value", "")).decode(),
+        "volumes": volumes(aws, instance_id),
     }
 
 
+def volumes(aws, instance_id):
+    """What is attached to an instance, with the volume that a copy's snapshot is of."""
+    attached = [{"Name": "attachment.instance-id", "Values": [instance_id]}]
+    found = pages(aws.ec2, "describe_volumes", "Volumes", Filters=attached)
+    copied = sorted({v["SnapshotId"] for v in found if v.get("SnapshotId")})
+    known = aws.ec2.describe_snapshots(SnapshotIds=copied)["Snapshots"] if copied else []
+    source = {s["SnapshotId"]: s["VolumeId"] for s in known}
+    return [
+        {
+            "id": v["VolumeId"],
+            "device": v["Attachments"][0]["Device"],
+            "snapshot": v.get("SnapshotId") or None,
+            "source": source.get(v.get("SnapshotId")),
+            "gib": v["Size"],
+            "encrypted": v["Encrypted"],
+            "tags": tags(v),
+        }
+        for v in sorted(found, key=lambda v: v["Attachments"][0]["Device"])
+    ]
+
+
+def named(aws, name):
+    """Stacks of a name: one at most is there, the others were deleted."""
+    listed = pages(aws.cloudformation, "list_stacks", "StackSummaries")
+    return [s for s in listed if s["StackName"] == name]
+
+
+def is_there(summary):
+    return summary["StackStatus"] != "DELETE_COMPLETE"
+
+
 def show(aws, name):
-    summaries = pages(aws.cloudformation, "list_stacks", "StackSummaries")
-    summary = only([s for s in summaries if s["StackName"] == name], name)
-    if summary["StackStatus"] == "DELETE_COMPLETE":
+    listed = named(aws, name)
+    summary = only([s for s in listed if is_there(s)] or listed[-1:], name)
+    if not is_there(summary):
         return {"stack": summary["StackId"], "status": summary["StackStatus"]}
     stack = only(aws.cloudformation.describe_stacks(StackName=name)["Stacks"], name)
     resources = aws.cloudformation.describe_stack_resources(StackName=name)["StackResources"]
     events = pages(aws.cloudformation, "describe_stack_events", "StackEvents", StackName=name)
-    room = [r["PhysicalResourceId"] for r in resources if r["LogicalResourceId"] == "Room"]
+    ids = {r["LogicalResourceId"]: r.get("PhysicalResourceId") for r in resources}
     return {
         "stack": stack["StackId"],
         "status": stack["StackStatus"],
@@ -73,7 +95,7 @@ def show(aws, name):
             for e in sorted(events, key=lambda e: e["Timestamp"])
             if "signal with UniqueId" in e.get("ResourceStatusReason", "")
         ],
-        "room": machine(aws, room[0]) if room else None,
+        "room": machine(aws, ids["Room"]) if ids.get("Room") else None,
     }
 
 
@@ -97,12 +119,24 @@ def delete(aws, name):
     aws.cloudformation.delete_stack(StackName=name)
 
 
+def look(aws, name, bucket, prefix):
+    found = pages(aws.s3, "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix)
+    return {
+        "stack": show(aws, name) if any(map(is_there, named(aws, name))) else None,
+        "objects": {o["Key"]: o["Size"] for o in found},
+    }
+
+
 def main():
     endpoint, operation, name, *rest = sys.argv[1:]
     aws = Clients(endpoint)
-    if operation != "show":
-        {"create": create, "signal": signal, "delete": delete}[operation](aws, name, *rest)
-    print(json.dumps(show(aws, name), sort_keys=True))
+    if operation == "look":
+        said = look(aws, name, *rest)
+    else:
+        if operation != "show":
+            {"create": create, "signal": signal, "delete": delete}[operation](aws, name, *rest)
+        said = show(aws, name)
+    print(json.dumps(said, sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -69,10 +69,21 @@ impl Incident {
     /// # Errors
     /// Where an emulator does not start, or a tool refuses.
     pub fn begin(programs: Programs) -> Result<Self> {
+        Self::on(room::disks, programs)
+    }
+
+    /// The same with other disks, the instance's root first: at least one less than the account's instance has volumes.
+    ///
+    /// # Errors
+    /// Where an emulator does not start, or a tool refuses.
+    pub fn on(
+        disks: impl FnOnce(&Path) -> Result<Vec<Evidence>>,
+        programs: Programs,
+    ) -> Result<Self> {
         let home = tempfile::tempdir().context("create a home folder")?;
         let images = home.path().join("images");
         fs::create_dir(&images)?;
-        let made = room::disks(&images)?;
+        let made = disks(&images)?;
         let moto = Moto::start()?;
         let world = World::build(&moto, Kind::Full)?;
         // One more for the room's own root, which is there only when the room is.
@@ -102,12 +113,17 @@ impl Incident {
         fs::create_dir(&folder)?;
         let agent = folder.join("cleanroom-agent");
         run(command("strip")?.arg("-o").arg(&agent).arg(&self.programs.agent))?;
+        self.settle("idle_seconds = 60\n")
+    }
+
+    /// Writes the responder's settings of the room, and others that are to follow.
+    ///
+    /// # Errors
+    /// Where they can not be written.
+    pub fn settle(&self, room: &str) -> Result<()> {
         // The emulated account has no machine images of Amazon's.
-        fs::write(
-            self.home.path().join("cleanroom.toml"),
-            "[room]\nimage = \"ami-0123456789abcdef0\"\nidle_seconds = 60\n",
-        )?;
-        Ok(())
+        let settings = format!("[room]\nimage = \"ami-0123456789abcdef0\"\n{room}");
+        self.write("cleanroom.toml", settings.as_bytes())
     }
 
     /// Puts a file into the responder's folder.

@@ -13,9 +13,10 @@ mod qmp;
 mod site;
 
 use std::{
+    ffi::OsString,
     fs,
-    io::Read,
-    os::unix::fs::PermissionsExt as _,
+    io::{Read, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -29,7 +30,7 @@ use tempfile::TempDir;
 
 pub use self::evidence::{Evidence, disks};
 use self::qmp::Qmp;
-pub use self::site::{Copy, Instance as RoomInstance, Seen, Site, Stack};
+pub use self::site::{Copy, Instance as RoomInstance, Seen, Signal, Site, Stack};
 use crate::{
     images::{Ext, Image, MIB},
     kernel::Kernel,
@@ -69,6 +70,10 @@ const AT_ONCE: [&str; 7] =
 /// neighbours that are not there; and a timer that a busy machine lets wait is no broken one.
 const KERNEL: &str = "console=ttyS0 panic=-1 loglevel=4 root=/dev/nvme0n1 rootwait rw init=/init \
      no_timer_check nokaslr mitigations=off cryptomgr.notests tsc=reliable random.trust_cpu=on audit=0 apparmor=0 nowatchdog";
+
+/// Sockets of QEMU's monitor and of the second serial line, in the machine's folder.
+const MONITOR: &str = "monitor";
+const LINE: &str = "line";
 
 /// The most that is kept of what the console says; the end counts.
 const CONSOLE_BYTES: usize = 4 << 20;
@@ -112,6 +117,9 @@ case $operation in
 esac
 "#;
 
+/// A script to run beside the user data: whoever tests the room types into its second serial line what is to happen in it.
+pub const SHELL: &str = "stty -F /dev/ttyS1 -echo && exec sh </dev/ttyS1\n";
+
 const POWEROFF: &str = "#!/bin/sh\nsync\nexec busybox poweroff -f\n";
 
 /// A room to be started.
@@ -119,6 +127,9 @@ const POWEROFF: &str = "#!/bin/sh\nsync\nexec busybox poweroff -f\n";
 pub struct Start<'a> {
     /// The emulator's port on 127.0.0.1.
     pub port: u16,
+    /// The port of what stands between the room and the emulator, where anything does. The metadata service is never behind
+    /// it.
+    pub proxy: Option<u16>,
     /// Programs that the user data fetches: their shared libraries must be there already.
     pub programs: &'a [PathBuf],
     /// A script that runs beside the user data, as root: what a test does to the room from inside.
@@ -143,6 +154,7 @@ pub enum Ended {
 pub struct Machine {
     child: Child,
     qmp: Qmp,
+    shell: UnixStream,
     console: Arc<Mutex<Vec<u8>>>,
     plugged: usize,
     scratch: TempDir,
@@ -158,8 +170,7 @@ impl Machine {
         let kernel = Kernel::get()?;
         let scratch = tempfile::tempdir().context("create a temporary folder")?;
         let root = root_disk(&kernel, start, scratch.path())?;
-        let socket = scratch.path().join("qmp");
-        let mut qemu = qemu(&kernel, start, &root, &socket)?;
+        let mut qemu = qemu(&kernel, start, &root, scratch.path())?;
         let log = fs::File::create(scratch.path().join("log")).context("create a log file")?;
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = qemu.spawn().context("start QEMU")?;
@@ -170,10 +181,15 @@ impl Machine {
             let console = console.clone();
             move || keep(output, &console)
         });
-        let qmp = Qmp::connect(&socket);
+        let lines = Qmp::connect(&scratch.path().join(MONITOR)).and_then(|qmp| {
+            let shell = UnixStream::connect(scratch.path().join(LINE));
+            Ok((qmp, shell.context("connect to the second serial line")?))
+        });
         let complaint = || fs::read_to_string(scratch.path().join("log")).unwrap_or_default();
-        match qmp {
-            Ok(qmp) => Ok(Self { child, qmp, console, plugged: 0, scratch, started }),
+        match lines {
+            Ok((qmp, shell)) => {
+                Ok(Self { child, qmp, shell, console, plugged: 0, scratch, started })
+            }
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -212,6 +228,14 @@ impl Machine {
     pub fn network(&mut self, up: bool) -> Result<()> {
         self.qmp.run("set_link", json!({"name": "net", "up": up}))?;
         Ok(())
+    }
+
+    /// Types a line into the second serial line, where [`SHELL`] takes it for a command.
+    ///
+    /// # Errors
+    /// Where QEMU has ended.
+    pub fn types(&mut self, line: &str) -> Result<()> {
+        writeln!(self.shell, "{line}").with_context(|| format!("type {line:?} into the room"))
     }
 
     /// What the console has said so far, the last four MiB of it at least.
@@ -283,7 +307,7 @@ impl Machine {
         let _ = self.child.wait();
     }
 
-    /// A copy of the room's own root disk, as it is now.
+    /// A copy of the room's own root disk, as it is now, or as a machine that was killed has left it.
     ///
     /// # Errors
     /// Where it can not be read or written.
@@ -391,7 +415,7 @@ busybox poweroff -f
 }
 
 /// QEMU's command line.
-fn qemu(kernel: &Kernel, start: &Start<'_>, root: &Path, socket: &Path) -> Result<Command> {
+fn qemu(kernel: &Kernel, start: &Start<'_>, root: &Path, scratch: &Path) -> Result<Command> {
     // The parent-death signal: not even SIGKILL on the test leaves a QEMU behind.
     let mut qemu = Command::new(find("setpriv").context("no setpriv")?);
     qemu.args(["--pdeathsig", "KILL"]);
@@ -414,16 +438,20 @@ fn qemu(kernel: &Kernel, start: &Start<'_>, root: &Path, socket: &Path) -> Resul
 
     let nc = find("busybox").context("busybox is not installed")?;
     let nc = nc.to_str().filter(|path| !path.contains([',', ' '])).context("busybox's path")?;
-    let forward =
-        |address: &str| format!("guestfwd=tcp:{address}:80-cmd:{nc} nc 127.0.0.1 {}", start.port);
-    let (imds, endpoint) = (forward("169.254.169.254"), forward(ENDPOINT));
+    let forward = |address: &str, port: u16| {
+        format!("guestfwd=tcp:{address}:80-cmd:{nc} nc 127.0.0.1 {port}")
+    };
+    let imds = forward("169.254.169.254", start.port);
+    let endpoint = forward(ENDPOINT, start.proxy.unwrap_or(start.port));
     let network = "net=169.254.169.0/24,host=169.254.169.1,restrict=on";
     qemu.args(["-netdev", &format!("user,id=n,{network},{imds},{endpoint}")]);
     qemu.args(["-device", "virtio-net-pci,id=net,netdev=n,romfile="]);
-    let mut monitor = std::ffi::OsString::from("unix:");
-    monitor.push(socket);
-    monitor.push(",server=on,wait=off");
-    qemu.arg("-qmp").arg(monitor);
+    for (option, name) in [("-qmp", MONITOR), ("-serial", LINE)] {
+        let mut socket = OsString::from("unix:");
+        socket.push(scratch.join(name));
+        socket.push(",server=on,wait=off");
+        qemu.arg(option).arg(socket);
+    }
     Ok(qemu)
 }
 

@@ -39,6 +39,7 @@ impl Agent<'_> {
         let store = self.aws.store(&order.publish.bucket);
         let until = Instant::now() + self.args.patience;
         let mut pause = PAUSE.0;
+        let mut told = String::new();
         loop {
             let sending = publish::bundle(&store, &folder, &prefix, ledger);
             let error = match self.runtime.block_on(while_it_goes_on(sending, news)) {
@@ -57,6 +58,12 @@ impl Agent<'_> {
                 say(&format!("the bundle can not be published: {reason}"));
                 news.tell(RoomNews::Failed { reason: reason.clone() });
                 return Ok(ledger.fail(&reason).context("write the state")?);
+            }
+            // Once for each reason: it may stay the same for hours. Request ids come and go.
+            let why = shown.split(" (request ").next().unwrap_or_default();
+            if told != why {
+                why.clone_into(&mut told);
+                news.tell(RoomNews::Unpublished { reason: shown.clone() });
             }
             if self.asked || Instant::now() + pause >= until {
                 let kept = folder.display();

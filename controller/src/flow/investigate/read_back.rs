@@ -21,7 +21,7 @@ use crate::{
         clean_room::{
             bundle::{self, BundleError, Verified},
             order::Ordered,
-            watch::Heard,
+            watch::{self, Heard},
         },
         notify::{self, Milestone},
     },
@@ -48,9 +48,6 @@ pub(super) async fn read_back(case: &Case, ordered: &Ordered, heard: &Heard) -> 
             join(&heard.unexpected)
         ));
     }
-    if let Some(why) = &heard.untold {
-        case.note(format!("the room of scan {scan} could not tell people: {why}"));
-    }
     let report = &verified.report;
     let sources: BTreeSet<_> = ordered.order.volumes.iter().map(|v| v.source.clone()).collect();
     let mut missing = never_seen(&sources, heard, report);
@@ -75,6 +72,10 @@ pub(super) async fn read_back(case: &Case, ordered: &Ordered, heard: &Heard) -> 
     let name = format!("{} {scan}", Milestone::Reported.as_str());
     let lines = lines(&reported, report, &lock(&case.shortfalls).clone());
     notify::publish_as(case, Milestone::Reported, &name, &lines).await;
+    // Only now: it tells people when it has published, and so after what was waited for.
+    if let Ok(Some(why)) = watch::untold(&*case.store, (&case.scene.case, scan)).await {
+        case.note(format!("the room of scan {scan} could not tell people: {why}"));
+    }
     Some(reported)
 }
 

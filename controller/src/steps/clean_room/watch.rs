@@ -23,6 +23,9 @@ const MOST_EVENTS: u64 = 100_000;
 /// How many unreadable events are named.
 const MOST_ODD: usize = 10;
 
+/// After the news that a scan is published come at most that people were not told, and that the room has ended itself.
+const LAST_NEWS: usize = 3;
+
 /// What a room has told of a scan so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heard {
@@ -42,8 +45,6 @@ pub struct Heard {
     pub published: Option<Vec<PublishedFile>>,
     /// Why there is no bundle.
     pub failed: Option<String>,
-    /// Why people were not told by the room.
-    pub untold: Option<String>,
     /// Whether the room has ended itself.
     pub idle: bool,
     /// Events that could not be read, or are of something else.
@@ -75,7 +76,6 @@ impl Heard {
                 self.failed = None;
             }
             RoomNews::Failed { reason } => self.failed = Some(printable(&reason)),
-            RoomNews::Untold { reason } => self.untold = Some(printable(&reason)),
             RoomNews::Idle => self.idle = true,
             RoomNews::Started { .. } => {
                 self.failed = None;
@@ -84,7 +84,9 @@ impl Heard {
             RoomNews::Progress { .. }
             | RoomNews::Findings { .. }
             | RoomNews::Working { .. }
-            | RoomNews::Queued { .. } => {}
+            | RoomNews::Queued { .. }
+            | RoomNews::Unpublished { .. }
+            | RoomNews::Untold { .. } => {}
         }
     }
 
@@ -130,6 +132,9 @@ pub fn words(news: &RoomNews) -> String {
         },
         RoomNews::Sealed { summary, .. } => {
             format!("sealed, with {} findings and {} gaps", summary.findings.total(), summary.gaps)
+        }
+        RoomNews::Unpublished { reason } => {
+            format!("sealed on the room's disk, and not published yet: {}", printable(reason))
         }
         RoomNews::Published { files } => format!("published {} files", files.len()),
         RoomNews::Failed { reason } => format!("failed: {}", printable(reason)),
@@ -178,6 +183,27 @@ pub async fn newest(
     let Some(last) = keys.last() else { return Ok(None) };
     let bytes = store.get(last).await?.unwrap_or_default();
     Ok(serde_json::from_slice::<RoomEvent>(&bytes).ok().filter(|event| event.scan == *scan))
+}
+
+/// Why the room could not tell people of a scan that it has published: what it tells after that is the end of its news.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn untold(
+    store: &dyn Store,
+    (case, scan): (&CaseId, &ScanId),
+) -> Result<Option<String>, CloudError> {
+    let keys = store.list(&events_prefix(case, scan), false).await?;
+    for key in keys.iter().rev().take(LAST_NEWS) {
+        let bytes = store.get(key).await?.unwrap_or_default();
+        if let Ok(RoomEvent { news: RoomNews::Untold { reason }, scan: of, .. }) =
+            serde_json::from_slice(&bytes)
+            && of == *scan
+        {
+            return Ok(Some(printable(&reason)));
+        }
+    }
+    Ok(None)
 }
 
 /// How a wait ended.

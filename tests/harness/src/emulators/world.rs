@@ -5,11 +5,11 @@
 
 use std::{fmt, process::Command, process::Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{
-    Moto,
+    ACCESS_KEY, Moto, REGION, http,
     server::isolate,
     venv::{python, scripts},
 };
@@ -181,6 +181,38 @@ impl World {
         let arguments = [self.endpoint.clone(), self.instance().to_owned(), count.to_string()];
         let ids = script("volumes.py", &arguments).context("attach volumes")?;
         serde_json::from_value(ids).context("read what volumes.py printed")
+    }
+
+    /// An object of the evidence bucket that is text; `None` where there is none.
+    ///
+    /// # Errors
+    /// Where moto does not answer.
+    pub fn object(&self, key: &str) -> Result<Option<String>> {
+        let port = self.endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.context("the emulator's address has no port")?;
+        // Signed by nobody: the emulator takes any signature.
+        let head = format!(
+            "GET /{}/{key} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nAuthorization: AWS4-HMAC-SHA256 \
+             Credential={ACCESS_KEY}/20260101/{REGION}/s3/aws4_request, SignedHeaders=host, \
+             Signature=0\r\n\r\n",
+            self.bucket()
+        );
+        match http::exchange(port, &head, b"")? {
+            (200, body) => Ok(Some(body)),
+            (404, _) => Ok(None),
+            (status, body) => bail!("{key}: {status}: {body}"),
+        }
+    }
+
+    /// Has the evidence bucket deny writing objects of these names, in whatever folder; with none, nothing any more.
+    ///
+    /// # Errors
+    /// Where moto refuses.
+    pub fn deny_writing(&self, names: &[&str]) -> Result<()> {
+        let words =
+            [self.endpoint.as_str(), self.bucket()].into_iter().chain(names.iter().copied());
+        let words: Vec<_> = words.map(str::to_owned).collect();
+        script("bucket.py", &words).context("change the bucket's policy").map(drop)
     }
 
     /// What is true of an instance now, and of what surrounds it; of [`instance`](Self::instance)

@@ -5,12 +5,12 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration, time::Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::{Machine, Start, pause};
 use crate::{
-    emulators::{Moto, script},
+    emulators::{Microburst, Moto, script},
     vm::Disk,
 };
 
@@ -25,36 +25,62 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Stack {
     /// As CloudFormation names it.
     pub status: String,
-    /// Physical ids by logical ids.
-    pub resources: BTreeMap<String, Option<String>>,
     /// The room's instance.
+    #[serde(rename = "room")]
     pub instance: Option<Instance>,
-    /// The room's copies of the evidence, attached.
-    pub volumes: Vec<Copy>,
-    /// Logical ids with what was signalled, oldest first.
-    pub signals: Vec<(String, String)>,
+    /// What was signalled, oldest first.
+    pub signals: Vec<Signal>,
 }
 
 /// The room's instance.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Instance {
     /// Its id.
+    #[serde(rename = "instance")]
     pub id: String,
     /// As EC2 names it.
     pub state: String,
     /// Its user data, decoded.
     pub user_data: String,
+    /// What is attached to it, its own root too.
+    volumes: Vec<Attached>,
+}
+
+impl Instance {
+    /// The room's copies of the evidence, in the order of their devices.
+    #[must_use]
+    pub fn copies(&self) -> Vec<Copy> {
+        let copy = |volume: &Attached| {
+            let source = volume.source.clone()?;
+            Some(Copy { id: volume.id.clone(), source })
+        };
+        self.volumes.iter().filter_map(copy).collect()
+    }
+}
+
+/// A volume as the account shows it.
+#[derive(Clone, Debug, Deserialize)]
+struct Attached {
+    id: String,
+    source: Option<String>,
 }
 
 /// A copy of a volume.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Copy {
     /// Its id, which its serial number is made of.
     pub id: String,
-    /// What it was made from.
-    pub snapshot: String,
-    /// The volume that the snapshot is of.
-    pub source: Option<String>,
+    /// The volume that it is a copy of.
+    pub source: String,
+}
+
+/// A signal for a resource of a stack.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Signal {
+    /// The resource, by its logical id.
+    pub resource: String,
+    /// What CloudFormation noted.
+    pub reason: String,
 }
 
 /// What a case has in the account.
@@ -74,6 +100,8 @@ pub struct Site {
     case: String,
     /// Images of the instance's volumes, by the volumes' ids.
     disks: BTreeMap<String, PathBuf>,
+    /// The address of what stands between the room and the emulator.
+    proxy: Option<String>,
 }
 
 impl Site {
@@ -81,7 +109,14 @@ impl Site {
     #[must_use]
     pub fn new(moto: &Moto, bucket: &str, case: &str, disks: BTreeMap<String, PathBuf>) -> Self {
         let (bucket, case) = (bucket.to_owned(), case.to_owned());
-        Self { endpoint: moto.url(), bucket, case, disks }
+        Self { endpoint: moto.url(), bucket, case, disks, proxy: None }
+    }
+
+    /// The same, with a proxy between the room and the emulator.
+    #[must_use]
+    pub fn behind(mut self, proxy: &Microburst) -> Self {
+        self.proxy = Some(proxy.url());
+        self
     }
 
     /// What the case has now.
@@ -89,10 +124,12 @@ impl Site {
     /// # Errors
     /// Where the emulator does not answer.
     pub fn look(&self) -> Result<Seen> {
-        let arguments = [self.endpoint.clone(), self.bucket.clone(), self.case.clone()];
-        let seen = script("room.py", &arguments)
+        let stack = format!("cleanroom-{}", self.case);
+        let prefix = format!("cases/{}/", self.case);
+        let words = [self.endpoint.as_str(), "look", &stack, &self.bucket, &prefix];
+        let seen = script("stack.py", &words.map(str::to_owned))
             .with_context(|| format!("read the room of {}", self.case))?;
-        serde_json::from_value(seen).context("read what room.py printed")
+        serde_json::from_value(seen).context("read what stack.py printed")
     }
 
     /// Waits until the case's stack has launched an instance, which is returned.
@@ -117,9 +154,13 @@ impl Site {
     /// # Errors
     /// Where QEMU does not start.
     pub fn boot(&self, programs: &[PathBuf], beside: &str) -> Result<Machine> {
-        let port = self.endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
-        let port = port.context("the emulator's address has no port")?;
-        Machine::boot(&Start { port, programs, beside, memory_mib: 1024, cpu: 2 })
+        let port = |address: &str| {
+            let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
+            port.with_context(|| format!("{address} has no port"))
+        };
+        let proxy = self.proxy.as_deref().map(port).transpose()?;
+        let port = port(&self.endpoint)?;
+        Machine::boot(&Start { port, proxy, programs, beside, memory_mib: 1024, cpu: 2 })
     }
 
     /// Waits until the room has signalled that it is safe, and plugs in the volumes, but for those in `missing`.
@@ -135,19 +176,26 @@ impl Site {
             }
             Ok(signalled)
         })?;
-        let Some(stack) = self.look()?.stack else { bail!("{} has no stack", self.case) };
-        for copy in &stack.volumes {
-            let source = copy.source.as_deref().unwrap_or_default();
-            if missing.contains(&source) {
-                continue;
+        let instance = self.look()?.stack.and_then(|stack| stack.instance);
+        let copies = instance.with_context(|| format!("{} has no room", self.case))?.copies();
+        for copy in &copies {
+            if !missing.contains(&copy.source.as_str()) {
+                self.plug_in(room, copy)?;
             }
-            let path = self.disks.get(source);
-            let path = path.with_context(|| format!("no image of {source} is known"))?.clone();
-            // EBS gives no other sign of a copy's id than its serial number, without the hyphen.
-            let serial = copy.id.replacen('-', "", 1);
-            room.attach(&Disk { path, serial, readonly: false })?;
         }
-        Ok(stack.volumes)
+        Ok(copies)
+    }
+
+    /// Plugs in one of the room's copies.
+    ///
+    /// # Errors
+    /// Where QEMU refuses it, or the volume's image is not known.
+    pub fn plug_in(&self, room: &mut Machine, copy: &Copy) -> Result<()> {
+        let path = self.disks.get(&copy.source);
+        let path = path.with_context(|| format!("no image of {} is known", copy.source))?.clone();
+        // EBS gives no other sign of a copy's id than its serial number, without the hyphen.
+        let serial = copy.id.replacen('-', "", 1);
+        room.attach(&Disk { path, serial, readonly: false })
     }
 
     /// What was signalled of a resource last.
@@ -156,6 +204,7 @@ impl Site {
     /// Where the emulator does not answer.
     pub fn signalled(&self, resource: &str) -> Result<Option<String>> {
         let Some(stack) = self.look()?.stack else { return Ok(None) };
-        Ok(stack.signals.into_iter().rev().find(|(who, _)| who == resource).map(|(_, what)| what))
+        let last = stack.signals.into_iter().rev().find(|signal| signal.resource == resource);
+        Ok(last.map(|signal| signal.reason))
     }
 }

@@ -47,11 +47,13 @@ fn a_room_boots_from_its_user_data_and_reaches_the_emulator_alone() {
     assert_eq!(status, 200, "{body}");
     let id = body.split("<instanceId>").nth(1).and_then(|rest| rest.split('<').next());
 
-    let start = Start { port, programs: &[], beside: "", memory_mib: 512, cpu: 2 };
+    let start = Start { port, proxy: None, programs: &[], beside: SHELL, memory_mib: 512, cpu: 2 };
     let mut room = Machine::boot(&start).expect("boot");
     let patience = Duration::from_secs(120);
     let says = |text: String| move |room: &mut Machine| Ok(room.console().contains(&text));
     room.until("a look at the object", patience, says("seen: no object".into())).expect("boot");
+    room.types("echo heard: $((6 * 7))").expect("type");
+    room.until("an answer", patience, says("heard: 42".into())).expect("a shell");
 
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = folder.path().join("evidence.img");
