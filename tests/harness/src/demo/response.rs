@@ -158,10 +158,9 @@ pub(super) fn booted(incident: &Incident, case: &str) -> Result<Machine> {
     // Made from another instance's root, a volume can have the label and the UUID of the room's own.
     room.copy_root(&incident.double.1)?;
     for copy in site.attach(&mut room, &[])? {
-        let source = copy.source.as_deref().unwrap_or_default();
         teller.tell(
             "account",
-            &format!("the room is safe: {} attaches, a copy of {source}", copy.id),
+            &format!("the room is safe: {} attaches, a copy of {}", copy.id, copy.source),
         );
     }
     room.until("the end of the response", PATIENCE, |_| response.has_ended())?;

@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Stack {
     /// As CloudFormation names it.
     pub status: String,
+    /// The types of its resources, by their logical ids.
+    pub resources: BTreeMap<String, String>,
     /// The room's instance.
     #[serde(rename = "room")]
     pub instance: Option<Instance>,
