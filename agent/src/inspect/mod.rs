@@ -123,7 +123,7 @@ impl Inspector<'_> {
         guarded(job.seq, || self.examine(job, file)).unwrap_or_else(|facts| {
             self.scanner = self.settings.pack.map(RuleScanner::new);
             self.buffer = Vec::new();
-            facts
+            *facts
         })
     }
 
@@ -272,12 +272,12 @@ impl Inspector<'_> {
 }
 
 /// What an examination found out; where it panics, what is left to say of the file.
-fn guarded(seq: u64, examine: impl FnOnce() -> Facts) -> Result<Facts, Facts> {
+fn guarded(seq: u64, examine: impl FnOnce() -> Facts) -> Result<Facts, Box<Facts>> {
     catch_unwind(AssertUnwindSafe(examine)).map_err(|panic| {
         let mut facts = Facts::new(seq);
         let reason = format!("a parser panicked: {}", panic_text(&*panic));
         fail(&mut facts, GapKind::Parser, reason);
-        facts
+        Box::new(facts)
     })
 }
 
