@@ -87,11 +87,11 @@ fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
     assert_eq!(deployed, again, "kept under its digest, once");
     let with_tools = ["deploy", "--artifacts", "artifacts", "--tools", "artifacts/tools.tar.gz"];
     station.write("artifacts/tools.tar.gz", "tools");
-    station.write("artifacts/SHA256SUMS", &format!("{}  tools.tar.gz\n", "0".repeat(64)));
+    station.write("artifacts/SHA256SUMS", format!("{}  tools.tar.gz\n", "0".repeat(64)));
     let refused = station.expect(1, &with_tools);
     assert!(refused.stderr.contains("tools.tar.gz is not the one"), "{refused}");
     let sum = "f9d35d43770d39092a663e665e82ae1d84a9e0da3d0d10c407acada6a40cd281";
-    station.write("artifacts/SHA256SUMS", &format!("{sum}  tools.tar.gz\n"));
+    station.write("artifacts/SHA256SUMS", format!("{sum}  tools.tar.gz\n"));
     let deployed = station.expect(0, &with_tools).record("deployed");
     assert_eq!(deployed["tools"]["key"], format!("tools/{sum}/tools.tar.gz"), "{deployed:#}");
 
