@@ -498,7 +498,7 @@ impl Walker<'_> {
             Some(rest) => (&self.context, rest),
             None => (data, path.strip_prefix('$').expect("a path")),
         };
-        let pointer = rest.replace('.', "/").replace('[', "/").replace(']', "");
+        let pointer = rest.replace(['.', '['], "/").replace(']', "");
         // An index leads into lists only.
         let is_list = |at: usize| root.pointer(&pointer[..at]).is_some_and(Value::is_array);
         let lists = rest.match_indices('[').all(|(at, _)| is_list(at));
