@@ -350,41 +350,6 @@ async fn a_room_that_falls_silent_is_told_and_joined_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn status_says_what_a_room_could_not_tell_people_and_since_when_it_tells_nothing() {
-    let cloud = FakeCloud::new(small());
-    let scan = respond(&cloud, None).await.reported.expect("a report").scan;
-    let stand = async |cloud: &FakeCloud| {
-        let run = run(cloud, Policy::default(), None).await;
-        let status = status::status(&run, &case()).await.expect("the case is there");
-        status.scan.expect("a scan")
-    };
-    let seen = stand(&cloud).await;
-    assert_eq!((seen.reported, seen.silent, seen.untold), (true, false, None));
-    // What a room that can not reach its topic tells, and that it has ended itself.
-    cloud.with(|w| {
-        let seq = 1 + w.bucket.keys(&events_prefix(&case(), &scan)).len() as u64;
-        for (seq, news) in [
-            (seq, RoomNews::Untold { reason: "sns:Publish: refused\u{1b}[2J".to_owned() }),
-            (seq + 1, RoomNews::Idle),
-        ] {
-            let at = Timestamp::default();
-            let (case, scan) = (case(), scan.clone());
-            let key = event_key(&case, &scan, seq);
-            let event = RoomEvent { v: VersionOne, case, scan, seq, at, news };
-            w.bucket.overwrite(&key, serde_json::to_vec(&event).expect("JSON"));
-        }
-    });
-    let seen = stand(&cloud).await;
-    assert_eq!(seen.untold.as_deref(), Some("sns:Publish: refused\\u{1b}[2J"));
-
-    let cloud = FakeCloud::new(small());
-    cloud.with(|w| w.room.ends = RoomEnds::FallsSilent(2));
-    respond(&cloud, None).await;
-    let seen = stand(&cloud).await;
-    assert_eq!((seen.reported, seen.silent, seen.told.is_some()), (false, true, true), "{seen:?}");
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_scan_that_fails_is_ordered_anew_by_the_next_run() {
     let cloud = FakeCloud::new(small());
     cloud.with(|w| w.room.ends = RoomEnds::Fails("no space is left".to_owned()));
