@@ -25,8 +25,16 @@ use serde_json::Value;
 
 use crate::support::{PATIENCE, boot, ended, expect, lines, start, words};
 
-/// How many times the agent is killed.
+/// How many times the agent is killed, and how many of these while it scans: a third beginning is the last, and killed there
+/// a scan is sealed as far as it came.
 const KILLS: usize = 10;
+const WHILE_IT_SCANS: usize = 2;
+
+/// What the moments are drawn from.
+const SEED: u64 = 20_261_122;
+
+/// The time after the seal in which the agent publishes, tells and listens.
+const PUBLISHING: Duration = Duration::from_secs(3);
 
 /// The files of a bundle.
 const FILES: [&str; 7] = [
@@ -44,7 +52,7 @@ const KILL: &str = "until [ \"$(pidof cleanroom-agent)\" ]; do usleep 20000; don
      kill -9 $(pidof cleanroom-agent | tr ' ' '\\n' | sort -n | head -n 1)";
 
 /// What the room says when its agent was killed and comes again.
-const KILLED: &str = "the agent ended with 137 and is started again";
+const KILLED: &str = "the agent ended with 137, ";
 
 /// Small disks that take some seconds to look through: a root that was broken into, and data.
 fn disks(folder: &Path) -> Result<Vec<Evidence>> {
@@ -209,7 +217,7 @@ fn a_room_that_all_around_it_fails_loses_nothing() {
     println!("{:?}: the topic refuses; the scan took {took:?}", room.running());
 
     let third = ten_kills(&scene, &mut room, &second, (took, &findings));
-    println!("{:?}: killed {KILLS} times", room.running());
+    println!("{:?}: killed {KILLS} times, at moments drawn from {SEED}", room.running());
 
     let fourth = a_bucket_that_denies(&scene, &mut room, &third);
     println!("{:?}: the bucket denied, and then throttled", room.running());
@@ -298,9 +306,14 @@ fn ten_kills(
     let rescan = scene.rescan();
     let scan = scene.scan_after(Some(last), room);
     scene.told(room, &scan, "its beginning", |news| matches!(news, RoomNews::Started { .. }));
-    let mut numbers = Numbers(20_261_122);
+    let mut numbers = Numbers(SEED);
     for kill in 1..=KILLS {
-        pass(room, numbers.part_of(took));
+        let scans = kill <= WHILE_IT_SCANS;
+        if !scans {
+            let sealed = |news: &RoomNews| matches!(news, RoomNews::Sealed { .. });
+            scene.told(room, &scan, "its seal", sealed);
+        }
+        pass(room, numbers.part_of(if scans { took } else { PUBLISHING }));
         room.types(KILL).expect("type");
         room.until("a death", PATIENCE, |room| Ok(deaths(room) >= died_before + kill))
             .expect("it died");

@@ -106,7 +106,7 @@ fn evidence_is_copied_and_examined_in_another_account() {
         let torn = station.expect(0, &[&["teardown", &case, "--yes"], &there[..]].concat());
         let torn = torn.record("torn_down");
         assert_eq!(torn["whole"], true, "{torn:#}");
-        assert_eq!(torn["left"].as_array().map(Vec::len), Some(3), "{torn:#}");
+        assert_eq!(torn["left"].as_array().map(Vec::len), Some(4), "{torn:#}");
     }
     let after = elsewhere(&account);
     assert_eq!((&after["copies"], &after["shared"]), (&state["copies"], &state["shared"]));
