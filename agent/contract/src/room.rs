@@ -160,8 +160,8 @@ pub enum RoomNews {
     },
     /// It is at work and has nothing else to tell: told every minute at the latest, so that nobody takes it for dead.
     Working {
-        /// On what.
-        at: RoomWork,
+        /// On what. Not `at`: that is the event's own.
+        doing: RoomWork,
     },
     /// The order waits until the room is done with another; told again as long as it does.
     Queued {
@@ -210,6 +210,80 @@ mod tests {
         let twice = format!("{script}#cleanroom-room {room}\n");
         for bad in ["", "#!/bin/sh\n", "#cleanroom-room\n", "#cleanroom-room {}\n", &twice] {
             assert!(Room::in_user_data(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// News of every kind. The match has to be added to for a new one.
+    fn every_news() -> Vec<RoomNews> {
+        let volume: VolumeId = "vol-0123456789abcdef0".parse().expect("a volume id");
+        let scan: ScanId = "20260102T030405Z-0123abcd".parse().expect("a scan id");
+        let (sums, reason) = (Sha256([7; 32]), "refused".to_owned());
+        let file = PublishedFile { key: "key".to_owned(), size: 1, sha256: sums };
+        let summary = Box::new(Summary {
+            v: VersionOne,
+            entries: 1,
+            files: 1,
+            bytes: 1,
+            findings: crate::SeverityCounts::default(),
+            gaps: 0,
+            complete: true,
+        });
+        let (found, missing) = (vec![volume.clone()], vec![volume]);
+        let all = vec![
+            RoomNews::Started { agent: "agent".to_owned(), agent_sha256: Some(sums), attempt: 1 },
+            RoomNews::Attached { found, missing, unexpected: vec!["vol0".to_owned()] },
+            RoomNews::Progress {
+                volume: "vol".to_owned(),
+                entries: 1,
+                bytes: 2,
+                bytes_total: 3,
+                findings: 4,
+                gaps: 5,
+            },
+            RoomNews::Findings { findings: Vec::new() },
+            RoomNews::Sealed { sums, summary },
+            RoomNews::Unpublished { reason: reason.clone() },
+            RoomNews::Published { files: vec![file] },
+            RoomNews::Failed { reason: reason.clone() },
+            RoomNews::Untold { reason },
+            RoomNews::Working { doing: RoomWork::Sealing },
+            RoomNews::Queued { behind: scan },
+            RoomNews::Idle,
+        ];
+        for news in &all {
+            match news {
+                RoomNews::Started { .. }
+                | RoomNews::Attached { .. }
+                | RoomNews::Progress { .. }
+                | RoomNews::Findings { .. }
+                | RoomNews::Sealed { .. }
+                | RoomNews::Unpublished { .. }
+                | RoomNews::Published { .. }
+                | RoomNews::Failed { .. }
+                | RoomNews::Untold { .. }
+                | RoomNews::Working { .. }
+                | RoomNews::Queued { .. }
+                | RoomNews::Idle => {}
+            }
+        }
+        all
+    }
+
+    /// News lie beside the event's own fields: one of the same name could not be read back.
+    #[test]
+    fn every_news_is_read_back_as_it_was_told() {
+        for news in every_news() {
+            let event = RoomEvent {
+                v: VersionOne,
+                case: "case-1".parse().expect("a case id"),
+                scan: "20260102T030405Z-0123abcd".parse().expect("a scan id"),
+                seq: 3,
+                at: Timestamp { seconds: 1_767_323_045, nanos: 6 },
+                news,
+            };
+            let text = serde_json::to_string(&event).expect("JSON");
+            let back: RoomEvent = serde_json::from_str(&text).expect(&text);
+            assert_eq!(back, event, "{text}");
         }
     }
 

@@ -450,7 +450,7 @@ fn choose(board: &mut Board, paces: &mut Paces) -> (Option<RoomNews>, bool) {
     if told.elapsed() >= LIFE
         && let Some(at) = board.work
     {
-        return (Some(RoomNews::Working { at }), false);
+        return (Some(RoomNews::Working { doing: at }), false);
     }
     (None, board.closing.is_some())
 }
@@ -525,7 +525,7 @@ mod tests {
         let mut paces = Paces::new();
         assert_eq!(next(&mut board, &mut paces), (None, false), "something was told just now");
         paces.told = Instant::now().checked_sub(LIFE).expect("the machine runs for a minute");
-        let sealing = RoomNews::Working { at: RoomWork::Sealing };
+        let sealing = RoomNews::Working { doing: RoomWork::Sealing };
         assert_eq!(next(&mut board, &mut paces), (Some(sealing), false));
         assert_eq!(next(&mut board, &mut paces), (None, false), "who stops working is silent");
         board.work = Some(RoomWork::Publishing);

@@ -139,7 +139,7 @@ pub fn words(news: &RoomNews) -> String {
         RoomNews::Published { files } => format!("published {} files", files.len()),
         RoomNews::Failed { reason } => format!("failed: {}", printable(reason)),
         RoomNews::Untold { reason } => format!("could not tell people: {}", printable(reason)),
-        RoomNews::Working { at } => at.as_str().to_owned(),
+        RoomNews::Working { doing } => doing.as_str().to_owned(),
         RoomNews::Queued { behind } => format!("waits until the scan {behind} is done"),
         RoomNews::Idle => "the room has ended itself".to_owned(),
     }
