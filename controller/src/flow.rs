@@ -95,10 +95,11 @@ pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> 
         close_left_open(&case).await;
     }
     let opening = spawn(&case, &isolate::flush::Open);
-    let (contained, take) = contain(&case, run).await;
+    // Each on the heap: together they are more than a thread's stack takes in a build that is not optimised.
+    let (contained, take) = Box::pin(contain(&case, run)).await;
     drop(slot);
-    let (contained, preserved) = finish(&case, run, contained, (opening, take)).await;
-    let reported = when(&case, Step::CleanRoom, investigated(&case, run)).await.flatten();
+    let (contained, preserved) = Box::pin(finish(&case, run, contained, (opening, take))).await;
+    let reported = when(&case, Step::CleanRoom, Box::pin(investigated(&case, run))).await.flatten();
     let waiting = record::catch_up(&case).await + case.journal.catch_up().await;
     let ended = report::Came { contained, preserved, reported };
     Ok(report::Report::of(&case, &how, ended, waiting).await)

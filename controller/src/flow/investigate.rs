@@ -62,7 +62,7 @@ pub(super) async fn investigate(case: &Case) -> Option<Reported> {
     let instance = &case.scene.instance;
     case.progress.began(instance, Step::CleanRoom, "report");
     let reported = match forensic::ready(case, false).await {
-        Some(room) => work(&room).await,
+        Some(room) => Box::pin(work(&room)).await,
         None => None,
     };
     case.progress.ended(instance, Step::CleanRoom, "report");
@@ -190,7 +190,7 @@ async fn go_on(case: &Case, ledger: &Ledger, came_to_nothing: bool) -> Option<Re
     if due && let Some(ordered) = place(case, Which::Rest).await {
         let volumes: Vec<_> = ordered.order.volumes.iter().map(|v| &v.source).collect();
         case.note(format!("no scan had examined {}: another was ordered", join(volumes)));
-        return examine(case, ordered).await.or(Some(known));
+        return Box::pin(examine(case, ordered)).await.or(Some(known));
     }
     Scanned::of(scan, examined).tell(case, Some(&coverage));
     Some(known)

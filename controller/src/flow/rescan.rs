@@ -48,7 +48,7 @@ impl Rescanned {
 pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
     let (case, _, _) = find::open(run, id).await?;
     let (scan, reported) = match forensic::ready(&case, true).await {
-        Some(room) => order_and_examine(&room).await,
+        Some(room) => Box::pin(order_and_examine(&room)).await,
         None => (None, None),
     };
     case.journal.catch_up().await;
