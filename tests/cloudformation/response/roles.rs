@@ -247,6 +247,10 @@ fn the_step_may_do_exactly_what_the_command_line_does_without_a_person() {
             ],
         ),
         (
+            "a forensic account, to which no alert hands evidence by itself",
+            &["ec2:DescribeSnapshotAttribute", "ec2:ModifySnapshotAttribute", "kms:ListGrants"],
+        ),
+        (
             "preflight",
             &[
                 "cloudtrail:DescribeTrails",
