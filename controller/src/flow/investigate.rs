@@ -129,6 +129,7 @@ pub(super) async fn pending(case: &Case, ordered: &Ordered) -> Pending {
     }
     let prefix = bundle_prefix(&case.scene.case, scan);
     let objects = again(case.bounds.original, || case.store.list(&prefix, false)).await;
+    // Unread it counts as empty: objects of another room then refuse this scan's, which ends it, and the next run orders anew.
     match objects.unwrap_or_default() {
         objects if objects.contains(&format!("{prefix}{SUMS}")) => {
             Pending::Published(Box::new(heard))

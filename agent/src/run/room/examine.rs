@@ -145,6 +145,7 @@ impl Agent<'_> {
         if is_first {
             self.signal(EVIDENCE, !found.is_empty());
         }
+        // Where disks can not be listed, the gap of each volume says why.
         let unexpected = disks::unexpected(&disks.unwrap_or_default(), &wanted, &self.root);
         news.tell(RoomNews::Attached { found, missing, unexpected });
         Ok(places)

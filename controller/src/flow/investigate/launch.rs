@@ -162,6 +162,7 @@ async fn left_out(case: &Case, stack: &Stack, order: &WorkOrder, ended: &Ended) 
     let has = copied(stack);
     let done = ended.outcomes.iter().filter(|outcome| outcome.error.is_none());
     let applied: Vec<Change> = done.map(|outcome| outcome.change.clone()).collect();
+    // Unread, the volumes are named all the same, without the reason.
     let lessons = Lessons::of(&case.scene, &applied).await.unwrap_or_default();
     for volume in order.volumes.iter().filter(|volume| !has.contains(&volume.snapshot)) {
         let why = match lessons.left_out.get(&volume.snapshot) {
