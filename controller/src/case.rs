@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OnceCell, Semaphore};
 
 use crate::{
+    brake::BrakePolicy,
     forensic::{Forensic, ForensicAccount},
     journal::Journal,
     original::Original,
@@ -121,6 +122,8 @@ pub struct Policy {
     pub event_pages: usize,
     /// What the clean room is made of, and what it looks for.
     pub room: RoomPolicy,
+    /// Who may be contained without a person's word.
+    pub brake: BrakePolicy,
 }
 
 impl Default for Policy {
@@ -136,6 +139,7 @@ impl Default for Policy {
             require_custody: false,
             event_pages: 20,
             room: RoomPolicy::default(),
+            brake: BrakePolicy::default(),
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod brake;
 pub mod case;
 pub mod claim;
 pub mod engine;
+pub mod execution;
 pub mod flow;
 pub mod forensic;
 pub mod journal;

@@ -3,7 +3,8 @@
 //! Purpose: the ports between the steps and whatever stands behind them, in the words of incident
 //! response. Reading and acting are different ports: [`Inventory`], [`Facts`] and [`Posture`] look,
 //! [`Hands`] is the only one that changes anything about an instance, and it does so one [`Change`] at a
-//! time; [`Store`] holds evidence, [`Notices`] tells people. Code that is given no [`Hands`] can not change the world.
+//! time; [`Store`] holds evidence, [`Notices`] tells people, [`Workflows`] starts and follows executions,
+//! [`DeadLetters`] keeps what could not be read. Code that is given no [`Hands`] can not change the world.
 //!
 //! Touches nothing: types and traits. Never names a type of an SDK.
 
@@ -18,6 +19,7 @@ mod outside;
 mod posture;
 mod snapshot;
 mod stack;
+mod workflow;
 
 use std::sync::Arc;
 
@@ -43,6 +45,9 @@ pub use outside::{Fetched, Notice, Notices, ObjectVersion, Put, Store};
 pub use posture::{BucketPosture, Permission, Posture, Quota, Retention, TrailPosture};
 pub use snapshot::{Image, PublicImage, Snapshot, SnapshotState, Volume};
 pub use stack::{STACK_MINUTES, Stack, StackEvent, StackState, first_failure, own_failures};
+pub use workflow::{
+    Begun, DeadLetters, Execution, ExecutionState, Passed, Workflows, execution_arn,
+};
 
 /// Everything that a step may talk to.
 #[derive(Clone)]
