@@ -278,6 +278,7 @@ pub(crate) fn policy(
         require_custody: evidence.require_custody,
         event_pages: default.event_pages,
         room: default.room,
+        brake: cleanroom_controller::brake::BrakePolicy::default(),
     }
 }
 
