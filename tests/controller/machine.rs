@@ -169,7 +169,9 @@ fn changes(cloud: &FakeCloud) -> BTreeSet<String> {
         None => word.to_owned(),
     };
     let of = |change: String| change.split(' ').take(4).map(masked).collect::<Vec<_>>().join(" ");
-    changes_since(cloud, 0).into_iter().map(of).collect()
+    let changes = changes_since(cloud, 0).into_iter();
+    // The log of several writers has other numbers.
+    changes.filter(|change| !change.contains("/custody/")).map(of).collect()
 }
 
 #[test]
