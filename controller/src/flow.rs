@@ -3,6 +3,7 @@
 //! Isolation waits for the claim, what release needs, the guards, the Auto Scaling detach, and `CreateSnapshots` having
 //! returned, each within its bound. Everything else runs beside it or after. Nothing here undoes anything.
 
+pub mod approval;
 pub mod close;
 pub mod fetch;
 pub mod find;

@@ -126,6 +126,7 @@ impl World {
             instance_store_types: BTreeSet::from(["i4i.large".to_owned()]),
             vpcs: BTreeSet::from([vpc.clone()]),
             subnets: BTreeMap::from([(SUBNET.to_owned(), (vpc.clone(), AclId::from(ACL)))]),
+            egress: BTreeMap::new(),
             acls: BTreeMap::from([(AclId::from(ACL), default_acl())]),
             groups: BTreeMap::from([(GroupId::from(GROUP), web_group(GROUP, "web"))]),
             allocations: BTreeMap::new(),

@@ -215,6 +215,8 @@ pub struct World {
     pub vpcs: BTreeSet<VpcId>,
     /// Subnets, each with its VPC and network ACL.
     pub subnets: BTreeMap<String, (VpcId, AclId)>,
+    /// Public addresses of NAT gateways, by VPC.
+    pub egress: BTreeMap<VpcId, BTreeSet<String>>,
     /// Network ACLs.
     pub acls: BTreeMap<AclId, NetworkAcl>,
     /// Security groups.
