@@ -12,6 +12,7 @@ pub mod engine;
 pub mod execution;
 pub mod flow;
 pub mod forensic;
+pub mod intake;
 pub mod journal;
 pub mod original;
 pub mod progress;

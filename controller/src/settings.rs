@@ -4,6 +4,7 @@
 //! pure and says of each value where it comes from. Touches the settings file, once. Never asks AWS: who has the stack's
 //! outputs passes them in.
 
+mod brake;
 mod file;
 
 use std::{
@@ -278,7 +279,7 @@ pub(crate) fn policy(
         require_custody: evidence.require_custody,
         event_pages: default.event_pages,
         room: default.room,
-        brake: cleanroom_controller::brake::BrakePolicy::default(),
+        brake: file.brake.clone(),
     }
 }
 
