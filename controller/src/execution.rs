@@ -47,6 +47,18 @@ pub struct Input {
     pub otherwise: Option<AtDeadline>,
 }
 
+impl Input {
+    /// Who says what, in one line; none where nobody gave a reason.
+    #[must_use]
+    pub fn words(&self) -> Option<String> {
+        match (&self.source, &self.reason) {
+            (None, reason) => reason.clone(),
+            (Some(source), None) => Some(source.to_string()),
+            (Some(source), Some(reason)) => Some(format!("{source}: {reason}")),
+        }
+    }
+}
+
 /// What a function is asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ask {

@@ -399,6 +399,11 @@ impl Journal {
         Ok(if own { Appended::Written } else { Appended::Behind })
     }
 
+    /// Events that the store has not taken, in their order.
+    pub(crate) async fn late(&self) -> Vec<CustodyEvent> {
+        self.head.lock().await.late.iter().cloned().collect()
+    }
+
     /// Appends what could not be written before, in its order. Returns how many events still wait.
     pub async fn catch_up(&self) -> usize {
         self.drain().await;

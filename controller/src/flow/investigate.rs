@@ -197,6 +197,22 @@ async fn go_on(case: &Case, ledger: &Ledger, came_to_nothing: bool) -> Option<Re
     Some(known)
 }
 
+/// The GiB that a room is to examine now; none where nothing is left to be examined, or there is nothing to examine it with.
+/// Makes nothing.
+pub(super) async fn outstanding(case: &Case) -> Option<u64> {
+    launch::fittings_there(case).await?;
+    match Coverage::read(case).await {
+        Ok(coverage) => {
+            let gib: u64 = coverage.rest_gib();
+            (gib > 0).then_some(gib)
+        }
+        Err(why) => {
+            unknown(case, &why);
+            None
+        }
+    }
+}
+
 /// That nobody knows whether all was examined is short: a case is never whole by default.
 fn unknown(case: &Case, why: &str) {
     short(case, format!("which volumes no scan has examined could not be read: {why}"), AGAIN);
@@ -243,6 +259,10 @@ pub(super) async fn examine(case: &Case, ordered: Ordered) -> Option<Reported> {
         Told::Unread(why) => {
             let what = format!("what the room of scan {scan} tells can not be read: {why}");
             not_reported(case, scan, what, AGAIN).await
+        }
+        Told::UnderWay => {
+            case.leave_under_way(format!("scan {scan}"));
+            None
         }
     }
 }

@@ -71,8 +71,12 @@ pub enum Body {
     Contained { interfaces: Vec<String>, seconds: String },
     /// People were told.
     Notified { milestone: String, message: Option<String> },
-    /// Something is short.
-    Short { shortfalls: Vec<Shortfall> },
+    /// Something is short: of a whole run, or of the part that is named, where the parts of one run are done by several writers.
+    Short {
+        shortfalls: Vec<Shortfall>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        part: Option<String>,
+    },
     /// A person had it released.
     Released { reason: Option<String>, forced: bool },
     /// The case ends.

@@ -78,8 +78,10 @@ pub struct Ledger {
     pub released_at: Option<Timestamp>,
     /// When it ended.
     pub closed_at: Option<Timestamp>,
-    /// What was short at the end of the last run.
+    /// What was short at the end of the last run, and of its parts that have ended since.
     pub shortfalls: Vec<Shortfall>,
+    /// The same of each part that has not been summed up yet.
+    pub short_parts: BTreeMap<String, Vec<Shortfall>>,
 }
 
 impl Ledger {
@@ -108,6 +110,23 @@ impl Ledger {
     #[must_use]
     pub fn is_over(&self, scan: &ScanId) -> bool {
         self.reports.contains_key(scan) || self.refused.contains_key(scan)
+    }
+
+    /// What a whole run says holds until the next; what a part says, until that part or a whole run says otherwise.
+    fn take_short(&mut self, shortfalls: &[Shortfall], part: Option<&str>) {
+        let Some(part) = part else {
+            self.short_parts.clear();
+            self.shortfalls = shortfalls.to_vec();
+            return;
+        };
+        let before = self.short_parts.insert(part.to_owned(), shortfalls.to_vec());
+        let others: Vec<_> = self.short_parts.iter().filter(|(name, _)| *name != part).collect();
+        let gone = before.unwrap_or_default();
+        self.shortfalls
+            .retain(|s| !gone.contains(s) || others.iter().any(|(_, of)| of.contains(s)));
+        let new: Vec<_> =
+            shortfalls.iter().filter(|s| !self.shortfalls.contains(s)).cloned().collect();
+        self.shortfalls.extend(new);
     }
 
     fn take_entry(&mut self, at: Timestamp, late: bool, body: &Body) {
@@ -185,7 +204,7 @@ impl Ledger {
             }
             Body::Received { copies, .. } => self.received.extend(copies.clone()),
             Body::TornDown { .. } => {}
-            Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),
+            Body::Short { shortfalls, part } => self.take_short(shortfalls, part.as_deref()),
             Body::Released { .. } => self.released_at = Some(at),
             Body::Closed { .. } => self.closed_at = Some(at),
         }

@@ -177,10 +177,10 @@ fn sentence(body: &Body) -> String {
             text(milestone),
             text(message.as_deref().unwrap_or("without an id"))
         ),
-        Body::Short { shortfalls } if shortfalls.is_empty() => {
+        Body::Short { shortfalls, .. } if shortfalls.is_empty() => {
             "nothing is short any more".to_owned()
         }
-        Body::Short { shortfalls } => {
+        Body::Short { shortfalls, .. } => {
             format!("ended with this short: {}", list(shortfalls.iter().map(|s| text(&s.what))))
         }
         Body::Released { reason, forced } => released(reason.as_deref(), *forced),
