@@ -272,12 +272,8 @@ pub(crate) struct Agent {
 }
 
 pub(crate) fn agent(text: &str) -> Result<Agent, String> {
-    let (key, sha256) = text
-        .rsplit_once("@sha256=")
-        .filter(|(key, _)| !key.is_empty())
-        .ok_or("give the key and the digest: agent/…/cleanroom-agent@sha256=…")?;
-    let sha256 = sha256.parse().map_err(|error| format!("{error}"))?;
-    Ok(Agent { key: key.to_owned(), sha256 })
+    let (key, sha256) = cleanroom_controller::room::agent(text)?;
+    Ok(Agent { key, sha256 })
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@
 mod account;
 mod forensic;
 mod interrupted;
+mod lambda;
 mod outages;
 mod refused;
 mod room;

@@ -14,5 +14,6 @@ mod recover;
 mod release;
 mod room;
 mod rules;
+mod runtime_api;
 mod support;
 mod times;

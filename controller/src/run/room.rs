@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use cleanroom_cloud::{Put, Store};
-use cleanroom_contract::{CaseId, OrderedFile, ScanId, ScanLimits, Severity, printable};
+use cleanroom_contract::{CaseId, OrderedFile, ScanId, Severity, printable};
 use cleanroom_controller::{
     case::Step,
     flow::{
@@ -29,7 +29,7 @@ use super::{
     signals::{Ended, Signals},
 };
 use crate::{
-    cli::{Deploy, Fetch, Rescan, Room, Teardown, agent},
+    cli::{Deploy, Fetch, Rescan, Room, Teardown},
     output, settings, terminal,
 };
 
@@ -49,41 +49,27 @@ pub(super) fn policy(
     file: &settings::File,
     asked: bool,
 ) -> anyhow::Result<RoomPolicy> {
-    let (default, set) = (RoomPolicy::default(), &file.room);
+    let (set, named) = (file.room.policy(), &file.room);
     let given = |flags: &[PathBuf], set: &[PathBuf]| {
         files(if flags.is_empty() { set } else { flags }).map_err(Usage)
     };
-    let named = match (&flags.agent, set.agent.as_deref()) {
-        (Some(flag), _) => Some(flag.clone()),
-        (None, Some(text)) => Some(agent(text).map_err(Usage)?),
-        (None, None) => None,
-    };
-    let template = match &set.template {
-        None => default.template.clone(),
+    let agent = flags.agent.clone().map(|agent| (agent.key, agent.sha256)).or(set.agent);
+    let template = match &named.template {
+        None => set.template,
         Some(path) => {
             let text = fs::read_to_string(path);
             Arc::from(text.map_err(|error| Usage(told("read the template", path, &error)))?)
         }
     };
     Ok(RoomPolicy {
-        asked: asked || named.is_some(),
-        agent: named.map(|agent| (agent.key, agent.sha256)),
-        image: flags.image_id.as_ref().or(set.image.as_ref()).map(|id| id.as_str().into()),
-        role: flags.room_role.clone().or_else(|| set.role.clone()),
-        zone: set.zone.clone(),
-        vpc: set.vpc.clone(),
-        subnet: set.subnet.clone(),
-        group: set.security_group.clone(),
-        boundary: set.permissions_boundary.clone(),
-        idle_seconds: set.idle_seconds.unwrap_or(default.idle_seconds),
-        limits: ScanLimits {
-            attach_seconds: set.attach_seconds.unwrap_or(default.limits.attach_seconds),
-            ..default.limits
-        },
-        rules: given(&flags.rules, &set.rules)?,
-        indicators: given(&flags.indicators, &set.indicators)?,
+        asked: asked || agent.is_some(),
+        agent,
+        image: flags.image_id.as_deref().map(Into::into).or(set.image),
+        role: flags.room_role.clone().or(set.role),
+        rules: given(&flags.rules, &named.rules)?,
+        indicators: given(&flags.indicators, &named.indicators)?,
         template,
-        ..default
+        ..set
     })
 }
 

@@ -9,11 +9,12 @@ use cleanroom_controller::{
     case::{Policy, Run, Shared},
     claim,
     forensic::ForensicAccount,
+    machine::{SystemClock, nonce},
     progress::Progress,
 };
 use tokio::time::{Instant, timeout};
 
-use super::{SystemClock, Usage, nonce, say};
+use super::{Usage, say};
 use crate::{
     cli::Global,
     output::Next,
@@ -173,7 +174,7 @@ impl Session {
             bounds: self.file.bounds.bounds(),
             clock: Arc::new(SystemClock),
             caller: self.caller.clone(),
-            nonce: nonce()?,
+            nonce: nonce().context("draw a nonce")?,
             shared: Arc::new(Shared::new()),
             started: self.started,
             progress,

@@ -2,7 +2,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use cleanroom_controller::{
+use crate::{
     alert::Source,
     brake::{AtDeadline, BrakePolicy},
 };
