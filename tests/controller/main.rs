@@ -1,5 +1,6 @@
 //! The controller's tests: its goals and its flow against a cloud in memory, and the real binary against emulators.
 
+mod approval;
 mod binary;
 mod brake;
 mod close;
@@ -7,6 +8,7 @@ mod containment;
 mod custody;
 mod documents;
 mod forensic;
+mod intake;
 mod measure;
 mod preflight;
 mod recover;

@@ -140,7 +140,8 @@ impl Inventory for FakeCloud {
         let subject = ids.iter().map(InstanceId::as_str).collect::<Vec<_>>().join(",");
         self.call(Call::read("ec2:DescribeInstances", subject), |world| {
             if ids.len() > 200 {
-                let message = "The maximum number of filter values specified on a single call is 200";
+                let message =
+                    "The maximum number of filter values specified on a single call is 200";
                 return Err(Problem::refused("FilterLimitExceeded", message));
             }
             let there = ids.iter().filter_map(|id| world.machines.get(id));

@@ -178,11 +178,7 @@ fn name(round: u64, token: &str) -> String {
 ///
 /// # Errors
 /// When neither the token could be kept nor anybody be told. Where one of both could, the next look at the log does the rest.
-pub async fn ask(
-    case: &Case,
-    input: &Input,
-    (round, token): (u64, &str),
-) -> Result<(), Failed> {
+pub async fn ask(case: &Case, input: &Input, (round, token): (u64, &str)) -> Result<(), Failed> {
     let scene = &case.scene;
     let name = name(round, token);
     let kept = keep(case, &name, (round, token)).await;
@@ -339,11 +335,7 @@ pub struct Given {
 const MOST_TOKENS: usize = 300;
 
 /// Logs a person's answer, and ends every task of the case that waits for one.
-pub async fn answer(
-    run: &Run,
-    case: &Case,
-    (decision, reason): (Decision, Option<&str>),
-) -> Given {
+pub async fn answer(run: &Run, case: &Case, (decision, reason): (Decision, Option<&str>)) -> Given {
     let by = case.scene.caller.arn.clone();
     let body = Body::Answered { decision, by: by.clone(), reason: reason.map(str::to_owned) };
     // First the log: it holds for a task that asks again meanwhile.
@@ -364,7 +356,8 @@ pub async fn answer(
         }
     };
     for (key, token) in tokens {
-        let told = again(case.bounds.original, || run.cloud.workflows.succeed(&token, &output)).await;
+        let told =
+            again(case.bounds.original, || run.cloud.workflows.succeed(&token, &output)).await;
         match told {
             Ok(true) => given.went_on += 1,
             // It asked again since, or its execution has ended.

@@ -48,12 +48,7 @@ struct Named {
     new: bool,
 }
 
-pub(super) async fn begin(
-    run: &Run,
-    way: &Way,
-    patience: &Patience,
-    found: Vec<Found>,
-) -> Started {
+pub(super) async fn begin(run: &Run, way: &Way, patience: &Patience, found: Vec<Found>) -> Started {
     let down = AtomicBool::new(false);
     let names: Vec<_> = found.into_iter().map(|one| name(run, patience, one, &down)).collect();
     let named: Vec<_> = stream::iter(names).buffered(AT_ONCE).collect().await;
@@ -135,12 +130,7 @@ async fn name(run: &Run, patience: &Patience, found: Found, down: &AtomicBool) -
 }
 
 /// Starts a case's execution. True where one is at work already, or was after this very alert.
-async fn start(
-    run: &Run,
-    way: &Way,
-    patience: &Patience,
-    named: &Named,
-) -> Result<bool, Miss> {
+async fn start(run: &Run, way: &Way, patience: &Patience, named: &Named) -> Result<bool, Miss> {
     let workflows = &*run.cloud.workflows;
     let input = &named.input;
     if !named.new && patience.have(|| done(run, &way.machine, input)).await? {
@@ -338,7 +328,8 @@ mod tests {
             let (one, other) = (input(1, one, "why"), input(1, other, "why"));
             assert_eq!(decide_again(&one, &other), same, "{one:?} {other:?}");
         }
-        let (one, other) = (input(1, message(Some("edr")), "a"), input(1, message(Some("edr")), "b"));
+        let (one, other) =
+            (input(1, message(Some("edr")), "a"), input(1, message(Some("edr")), "b"));
         assert!(!decide_again(&one, &other));
     }
 }

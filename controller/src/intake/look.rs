@@ -109,7 +109,9 @@ async fn see(run: &Run, patience: &Patience, alerts: &[Alert]) -> BTreeMap<Insta
     let mut seen = BTreeMap::new();
     for (batch, answer) in answers {
         match answer {
-            Ok(there) => seen.extend(there.into_iter().map(|i| (i.id.clone(), Seen::There(i.into())))),
+            Ok(there) => {
+                seen.extend(there.into_iter().map(|i| (i.id.clone(), Seen::There(i.into()))))
+            }
             Err(miss) => {
                 seen.extend(batch.iter().map(|id| (id.clone(), Seen::Missed(miss.clone()))));
             }
@@ -192,7 +194,9 @@ mod tests {
             let place = decide_place(&Named { instance, account, region }, &caller);
             match expected {
                 Ok(()) => assert_eq!(place, Ok(())),
-                Err(part) => assert!(place.as_ref().is_err_and(|why| why.contains(part)), "{place:?}"),
+                Err(part) => {
+                    assert!(place.as_ref().is_err_and(|why| why.contains(part)), "{place:?}")
+                }
             }
         }
     }

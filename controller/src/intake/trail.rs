@@ -72,7 +72,9 @@ fn decide(
     } else if instance.state == InstanceState::Running {
         Whose::Other
     } else {
-        Whose::Unknown("it does not run, and EC2 does not tell addresses that it gave back".to_owned())
+        Whose::Unknown(
+            "it does not run, and EC2 does not tell addresses that it gave back".to_owned(),
+        )
     }
 }
 
@@ -98,8 +100,10 @@ mod tests {
         interface.ipv6 = vec!["2001:db8:0:0::7".to_owned()];
         let interfaces = [interface];
         let of = |vpc: VpcId, address: &str| (vpc, BTreeSet::from([address.to_owned()]));
-        let egress =
-            Egress::from([of(vpc, "198.51.100.1"), of("vpc-0fedcba9876543210".into(), "198.51.100.2")]);
+        let egress = Egress::from([
+            of(vpc, "198.51.100.1"),
+            of("vpc-0fedcba9876543210".into(), "198.51.100.2"),
+        ]);
         let gone = Instance { state: InstanceState::Terminated, vpc: None, ..running.clone() };
         let unknown = Whose::Unknown(String::new());
         for (address, instance, interfaces, expected) in [

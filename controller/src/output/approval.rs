@@ -23,7 +23,9 @@ pub(crate) fn question(question: &Question, palette: Palette, width: usize) -> S
             let otherwise = asked.otherwise.words();
             line("deadline", &format!("{}, then it is {otherwise}", time(asked.deadline)));
         }
-        None => line("note", "nobody has been asked about it: an answer holds for when somebody is"),
+        None => {
+            line("note", "nobody has been asked about it: an answer holds for when somebody is")
+        }
     }
     if let Some(answered) = &question.answered {
         let by = &answered.by;
@@ -92,9 +94,9 @@ c-1
         let by = "arn:aws:iam::123456789012:user/ops".to_owned();
         asked.answered = Some(Answered { at, decision: Decision::Contain, by, reason: None });
         let text = question(&asked, Palette::default(), usize::MAX);
-        assert!(
-            text.ends_with("answered    that it is contained, by arn:aws:iam::123456789012:user/ops\n")
-        );
+        assert!(text.ends_with(
+            "answered    that it is contained, by arn:aws:iam::123456789012:user/ops\n"
+        ));
     }
 
     #[test]

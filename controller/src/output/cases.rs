@@ -80,11 +80,17 @@ fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
         match &status.answered {
             None => {
                 let (until, otherwise) = (time(asked.deadline), asked.otherwise.words());
-                line("WAITS", &format!("for a person's word until {until}, then it is {otherwise}"));
+                line(
+                    "WAITS",
+                    &format!("for a person's word until {until}, then it is {otherwise}"),
+                );
                 for why in &asked.why {
                     line("", why);
                 }
-                line("  do", &format!("cleanroom approve {0}, or approve {0} --refuse", status.case));
+                line(
+                    "  do",
+                    &format!("cleanroom approve {0}, or approve {0} --refuse", status.case),
+                );
             }
             Some(answered) => {
                 let (decided, by) = (answered.decision.words(), &answered.by);

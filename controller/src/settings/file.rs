@@ -361,8 +361,14 @@ at_deadline = "leave"
                 "cleanroom.toml:3: \"sns\" is no source of alerts: ask_after takes message, guardduty, alarm, security_hub, trail",
             ),
             ("[brake]\nseverity = 10.1", "cleanroom.toml:2: severity is from 0.0 to 10.0"),
-            ("[brake]\ndeadline_minutes = 0", "cleanroom.toml:2: deadline_minutes is from 1 to 10080"),
-            ("[brake]\nat_deadline = \"wait\"", "cleanroom.toml:2: unknown variant `wait`, expected `contain` or `leave`"),
+            (
+                "[brake]\ndeadline_minutes = 0",
+                "cleanroom.toml:2: deadline_minutes is from 1 to 10080",
+            ),
+            (
+                "[brake]\nat_deadline = \"wait\"",
+                "cleanroom.toml:2: unknown variant `wait`, expected `contain` or `leave`",
+            ),
             ("[brake]\nper_day = 1", "cleanroom.toml:2: unknown field `per_day`, expected one of "),
             ("[bounds]\nlunch = 60", "cleanroom.toml:2: unknown field `lunch`, expected one of "),
         ] {
