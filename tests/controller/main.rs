@@ -1,5 +1,6 @@
 //! The controller's tests: its goals and its flow against a cloud in memory, and the real binary against emulators.
 
+mod approval;
 mod binary;
 mod brake;
 mod close;
@@ -8,6 +9,7 @@ mod custody;
 mod documents;
 mod forensic;
 mod machine;
+mod intake;
 mod measure;
 mod preflight;
 mod recover;

@@ -209,6 +209,7 @@ pub const TABLE: &[Operation] = table! {
     "approve" act "states:SendTaskSuccess";
     "approve" act "states:SendTaskFailure";
 
+    "intake" look "ec2:DescribeNatGateways";
     "intake" act "sqs:SendMessage",
         with queue_key("kms:GenerateDataKey"), queue_key("kms:Decrypt");
 
