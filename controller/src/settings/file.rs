@@ -225,6 +225,7 @@ impl BoundsInSeconds {
             poll: or(self.poll, default.poll),
             call: or(self.call, default.call),
             silence: or(self.silence, default.silence),
+            wait: default.wait,
         }
     }
 }
