@@ -78,6 +78,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// All words for sources.
+    pub const WORDS: [&str; 5] = ["message", "guardduty", "alarm", "security_hub", "trail"];
+
     /// One word, as settings name it.
     #[must_use]
     pub fn word(&self) -> &'static str {

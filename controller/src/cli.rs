@@ -136,6 +136,8 @@ pub(crate) enum Command {
     /// The custody log.
     #[command(subcommand)]
     Custody(Custody),
+    /// Answer a case that waits for a person's word: contain its instance, or leave it as it is.
+    Approve(Approve),
     /// Put an instance back to what was recorded before the response.
     Release(Release),
     /// Cut off a role's present sessions, or a user and their keys.
@@ -357,6 +359,24 @@ pub(crate) struct Respond {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Approve {
+    /// The case.
+    pub case: CaseId,
+
+    /// Leave the instance as it is, preserved and watched.
+    #[arg(long)]
+    pub refuse: bool,
+
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Why, for the custody log.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Release {
     /// The case.
     pub case: CaseId,
@@ -481,6 +501,8 @@ mod tests {
             "respond i-0123456789abcdef0 --case a/b",
             "respond i-0123456789abcdef0 --until clean-room",
             "custody verify ../x",
+            "approve",
+            "approve ../x",
             "release case/1",
             "revoke --principal web",
             "status a b",

@@ -27,7 +27,7 @@ use tokio::sync::Mutex;
 
 use self::event::{Body, CustodyEvent, Entry};
 pub use self::{
-    ledger::{Examined, Ledger},
+    ledger::{Answered, Asked, Examined, Ledger},
     spool::Spool,
 };
 use crate::case::{Clock, Step, lock};

@@ -22,6 +22,7 @@ pub mod steps;
 
 /// What people have set in a file. Its text is read here; where it comes from, and what goes before it, is each program's.
 pub mod settings {
+    mod brake;
     mod file;
 
     pub use file::{BoundsInSeconds, File, MAX_BYTES, Malformed, Room, parse};

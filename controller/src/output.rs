@@ -4,6 +4,7 @@
 //! terminal: every cell and line goes through [`printable`].
 
 mod account;
+mod approval;
 mod cases;
 mod plan;
 mod report;
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 pub(crate) use self::{
     account::preflight,
+    approval::{given, question},
     cases::{cases, proposal, recovery, released, statuses, verdict},
     plan::plan,
     report::{Next, not_cut, report},

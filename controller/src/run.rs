@@ -4,6 +4,7 @@
 //! Touches what the parts touch. Never does the work of a part.
 
 mod account;
+mod approve;
 mod cases;
 mod documents;
 mod hint;
@@ -74,6 +75,7 @@ async fn command(cli: Cli, started: tokio::time::Instant) -> anyhow::Result<u8> 
         Command::Deploy(args) => room::deploy(&opening, &args, shape).await,
         Command::Cases => cases::list(&opening, shape).await,
         Command::Custody(Custody::Verify { case }) => cases::verify(&opening, &case, shape).await,
+        Command::Approve(args) => approve::approve(&opening, &args, shape).await,
         Command::Release(args) => release::release(&opening, &args, shape).await,
         Command::Revoke(args) => revoke::revoke(&opening, &args, shape).await,
         Command::Recover { case } => cases::recover(&opening, &case, shape).await,

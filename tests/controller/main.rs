@@ -7,6 +7,7 @@ mod containment;
 mod custody;
 mod documents;
 mod forensic;
+mod machine;
 mod measure;
 mod preflight;
 mod recover;

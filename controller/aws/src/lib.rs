@@ -20,6 +20,7 @@ mod hands;
 mod iam;
 mod inventory;
 mod keys;
+mod letters;
 mod notices;
 mod pages;
 pub mod permissions;
@@ -29,6 +30,7 @@ mod scaling;
 mod stacks;
 mod store;
 mod trail;
+mod workflows;
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -42,7 +44,10 @@ use cleanroom_cloud::{
     Answer, BucketPosture, Cloud, Facts, Permission, Posture, Question, Quota, Result, TrailPosture,
 };
 
-use crate::{calls::Calls, clients::Clients, notices::SnsNotices, store::S3Store};
+use crate::{
+    calls::Calls, clients::Clients, letters::SqsLetters, notices::SnsNotices, store::S3Store,
+    workflows::SfnWorkflows,
+};
 
 /// What is needed to reach an account. What is left out comes from the environment and the profile, as with every
 /// program on the SDK; `AWS_ENDPOINT_URL` and `AWS_ENDPOINT_URL_<SERVICE>` are honoured.
@@ -133,7 +138,9 @@ fn ports(clients: Clients) -> Cloud {
         facts: aws.clone(),
         posture: aws,
         store: Arc::new(S3Store::new(Arc::clone(&clients))),
-        notices: Arc::new(SnsNotices::new(clients)),
+        notices: Arc::new(SnsNotices::new(Arc::clone(&clients))),
+        workflows: Arc::new(SfnWorkflows::new(Arc::clone(&clients))),
+        letters: Arc::new(SqsLetters::new(clients)),
     }
 }
 

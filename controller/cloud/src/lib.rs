@@ -64,6 +64,10 @@ pub struct Cloud {
     pub store: Arc<dyn Store>,
     /// The team's topic.
     pub notices: Arc<dyn Notices>,
+    /// State machines.
+    pub workflows: Arc<dyn Workflows>,
+    /// Queues of what could not be read.
+    pub letters: Arc<dyn DeadLetters>,
 }
 
 impl std::fmt::Debug for Cloud {

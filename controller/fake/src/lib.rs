@@ -14,6 +14,7 @@ mod gate;
 mod hands;
 mod inventory;
 mod later;
+mod machines;
 mod posture;
 mod problem;
 mod room;
@@ -27,6 +28,7 @@ pub use build::{ACCOUNT, AWS_MANAGED_KEY, CASE_KEY, INSTANCE, REGION, SIBLING, T
 pub use faults::{At, Fault, Storm};
 pub use forensic::{FORENSIC_ACCOUNT, FORENSIC_CALLER, FORENSIC_KEY, FORENSIC_ROLE, Granted};
 pub use gate::{CALLER, CallRecord, FakeCloud, Outcome};
+pub use machines::{Letter, Ran, Waits};
 pub use room::{Built, RoomEnds, RoomScript, agent_key};
 pub use store::{Bucket, Version};
 pub use world::{

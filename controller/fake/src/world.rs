@@ -20,6 +20,7 @@ use cleanroom_contract::{InstanceId, SnapshotId, Timestamp, VolumeId};
 use crate::{
     forensic::{Granted, Lent},
     later::Later,
+    machines::{Letter, Ran, Waits},
     room::{Built, RoomScript},
     store::Bucket,
 };
@@ -215,6 +216,8 @@ pub struct World {
     pub vpcs: BTreeSet<VpcId>,
     /// Subnets, each with its VPC and network ACL.
     pub subnets: BTreeMap<String, (VpcId, AclId)>,
+    /// Public addresses of NAT gateways, by VPC.
+    pub egress: BTreeMap<VpcId, BTreeSet<String>>,
     /// Network ACLs.
     pub acls: BTreeMap<AclId, NetworkAcl>,
     /// Security groups.
@@ -280,6 +283,12 @@ pub struct World {
     pub topic: Option<String>,
     /// What was published, in order.
     pub notices: Vec<Notice>,
+    /// Executions of state machines, by ARN.
+    pub executions: BTreeMap<String, Ran>,
+    /// Tasks that wait for a token, or did, by it.
+    pub tokens: BTreeMap<String, Waits>,
+    /// What could not be read, in order.
+    pub letters: Vec<Letter>,
     /// How the account is set up.
     pub setup: Setup,
     /// How long things take.

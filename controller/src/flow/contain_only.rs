@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    FlowError, find,
+    FlowError, approval, find,
     single::{end, input, isolated, load, never, told},
     status::{self, State, Status},
 };
@@ -189,14 +189,33 @@ async fn ended(run: &Run, text: &str) -> Result<Vec<Value>, Failed> {
         else {
             continue;
         };
-        // A person may have refused it, and nobody contains it then.
         let ask = Ask { input: one, open: Value::Null, ..of(&instance, &case) };
-        match contain(run, &ask).await {
+        let contained = match is_decided(run, &ask).await {
+            Ok(true) => contain(run, &ask).await,
+            Ok(false) => Ok(json!({ "contained": false, "asks": true })),
+            Err(error) => Err(error),
+        };
+        match contained {
             Ok(facts) => done.push(facts),
             Err(error) => failed = Some(error),
         }
     }
     failed.map_or(Ok(done), Err)
+}
+
+/// Whether nobody is to be asked, or the answer was to contain: that an execution was stopped decides nothing.
+async fn is_decided(run: &Run, ask: &Ask) -> Result<bool, Failed> {
+    let (case, _) = load(run, ask).await?;
+    let input = input(ask);
+    let ledger = case.journal.ledger().await;
+    if ledger.answered.is_none()
+        && ledger.asked.is_none()
+        && approval::needed(&case, &input).await.is_empty()
+    {
+        return Ok(true);
+    }
+    let due = approval::due(&case, &input, 1).await;
+    Ok(due == approval::Due::Decided(approval::Decision::Contain))
 }
 
 /// The names that an event gives, wherever it does: ids and ARNs.

@@ -84,7 +84,10 @@ async fn under_way(case: &Case) -> Option<(Ordered, Pending)> {
         return None;
     }
     match investigate::pending(case, &ordered).await {
-        Pending::Over => None,
+        Pending::Over(why) => {
+            case.note(format!("scan {} is over ({why}): another is ordered", order.scan));
+            None
+        }
         how => Some((ordered, how)),
     }
 }

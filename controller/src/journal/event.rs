@@ -7,7 +7,9 @@ use cleanroom_contract::{CaseId, InstanceId, ScanId, Sha256, Summary, Timestamp,
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    brake::AtDeadline,
     case::{Shortfall, Step},
+    flow::approval::Decision,
     original::Original,
     steps::revoke::not_cut::Survivor,
 };
@@ -101,6 +103,10 @@ pub enum Body {
     Received { account: AccountId, copies: BTreeMap<String, String> },
     /// A clean room was taken down; what it leaves.
     TornDown { stack: String, left: Vec<String> },
+    /// People are asked whether to contain: why, until when, and what is done where nobody answers.
+    Asked { why: Vec<String>, deadline: Timestamp, otherwise: AtDeadline },
+    /// A person has answered: the last answer holds.
+    Answered { decision: Decision, by: String, reason: Option<String> },
     /// A person's word about something outside the steps: `revoke --principal`, `recover`.
     Acted { what: String, outcomes: Vec<Outcome> },
 }

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cleanroom_cloud::{AccountId, Change};
 use cleanroom_contract::{ScanId, Summary, Timestamp, VolumeId};
+use serde::Serialize;
 
 use super::event::{Body, CustodyEvent, Exhibit, Outcome};
 use crate::{
+    brake::AtDeadline,
     case::{Shortfall, Step},
+    flow::approval::Decision,
     original::Original,
     steps::revoke::not_cut::Survivor,
 };
@@ -23,6 +26,32 @@ pub struct Examined {
     pub summary: Summary,
     /// Volumes that it was to examine and did not, and those that no scan had examined by then.
     pub missing: Vec<VolumeId>,
+}
+
+/// That people are asked whether to contain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Asked {
+    /// Since when.
+    pub at: Timestamp,
+    /// Why.
+    pub why: Vec<String>,
+    /// Until when they may answer.
+    pub deadline: Timestamp,
+    /// What is done then.
+    pub otherwise: AtDeadline,
+}
+
+/// A person's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Answered {
+    /// When.
+    pub at: Timestamp,
+    /// What is to be done.
+    pub decision: Decision,
+    /// Who says so: an STS caller ARN.
+    pub by: String,
+    /// Why.
+    pub reason: Option<String>,
 }
 
 /// The state that the events tell of.
@@ -56,6 +85,10 @@ pub struct Ledger {
     pub survivors: BTreeSet<Survivor>,
     /// Milestones that people were told of.
     pub notified: BTreeSet<String>,
+    /// Since when people are asked, why and until when: the first time counts.
+    pub asked: Option<Asked>,
+    /// What a person answered last.
+    pub answered: Option<Answered>,
     /// When it was opened, contained, preserved, released, closed.
     pub opened_at: Option<Timestamp>,
     /// When every interface was read back as isolated.
@@ -205,6 +238,14 @@ impl Ledger {
             Body::Received { copies, .. } => self.received.extend(copies.clone()),
             Body::TornDown { .. } => {}
             Body::Short { shortfalls, part } => self.take_short(shortfalls, part.as_deref()),
+            Body::Asked { why, deadline, otherwise } => {
+                let (deadline, otherwise) = (*deadline, *otherwise);
+                self.asked.get_or_insert(Asked { at, why: why.clone(), deadline, otherwise });
+            }
+            Body::Answered { decision, by, reason } => {
+                let (by, reason) = (by.clone(), reason.clone());
+                self.answered = Some(Answered { at, decision: *decision, by, reason });
+            }
             Body::Released { .. } => self.released_at = Some(at),
             Body::Closed { .. } => self.closed_at = Some(at),
         }

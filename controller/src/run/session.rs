@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, env, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use cleanroom_cloud::{Caller, Cloud};
 use cleanroom_cloud_aws::{Connection, connect, connect_forensic};
-use cleanroom_contract::CaseId;
 use cleanroom_controller::{
     case::{Policy, Run, Shared},
     claim,
@@ -209,11 +208,7 @@ impl Session {
     ) -> Run {
         let naming = async {
             let newest = claim::newest(&*run.cloud.store, instance, &run.caller).await;
-            let case: CaseId = match newest {
-                Ok(Some((open, false))) => open.claim.case,
-                Ok(Some((released, true))) => claim::default_case(instance, released.n + 1),
-                Ok(None) | Err(_) => claim::default_case(instance, 1),
-            };
+            let case = claim::open_or_next(instance, newest.ok().flatten().as_ref());
             let session_name = case.to_string();
             let connection = Connection { session_name, ..self.connection.clone() };
             let cloud = connect(&connection).await.ok()?;

@@ -11,7 +11,9 @@ use std::{
 use cleanroom_contract::{InstanceId, ScanLimits, printable};
 use serde::Deserialize;
 
+use super::brake::Brake;
 use crate::{
+    brake::BrakePolicy,
     case::{Bounds, Policy},
     room::{RoomPolicy, agent},
 };
@@ -54,6 +56,7 @@ pub struct File {
     pub nacl: Option<bool>,
     pub room: Room,
     pub bounds: BoundsInSeconds,
+    pub brake: BrakePolicy,
 }
 
 impl File {
@@ -67,6 +70,7 @@ impl File {
             image: self.image.unwrap_or(default.image),
             lock_days: self.lock_days,
             acl: self.nacl.unwrap_or(default.acl),
+            brake: self.brake.clone(),
             ..default
         }
     }
@@ -164,6 +168,7 @@ struct Toml {
     nacl: Option<bool>,
     room: Option<toml::Spanned<Room>>,
     bounds: Option<toml::Spanned<BoundsInSeconds>>,
+    brake: Brake,
 }
 
 /// How long to wait for what, in seconds; what is left out stays as it is.
@@ -269,6 +274,7 @@ pub fn parse(path: &Path, text: &str) -> Result<File, Malformed> {
     {
         return Err(malformed(at, why));
     }
+    let brake = toml.brake.policy().map_err(|(at, why)| malformed(at, why))?;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -292,11 +298,14 @@ pub fn parse(path: &Path, text: &str) -> Result<File, Malformed> {
         nacl: toml.nacl,
         room: toml.room.map(toml::Spanned::into_inner).unwrap_or_default(),
         bounds: toml.bounds.map(toml::Spanned::into_inner).unwrap_or_default(),
+        brake,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use cleanroom_controller::brake::AtDeadline;
+
     use super::*;
 
     #[test]
@@ -319,6 +328,14 @@ nacl = false
 [bounds]
 guard = 2.5
 open = 1
+
+[brake]
+per_hour = 100
+per_group = 0
+ask_after = ["trail", "message"]
+severity = 8.5
+deadline_minutes = 30
+at_deadline = "leave"
 "#;
         let file = parse(Path::new("cleanroom.toml"), text).expect("every line is a setting");
         let bounds = file.bounds.bounds();
@@ -327,6 +344,16 @@ open = 1
             (Duration::from_millis(2500), Duration::from_secs(1))
         );
         assert_eq!(bounds.custody, Bounds::default().custody);
+        let expected = BrakePolicy {
+            per_hour: 100,
+            per_group: 0,
+            ask_after: ["message", "trail"].map(str::to_owned).into(),
+            severity_tenths: 85,
+            deadline: Duration::from_secs(1800),
+            at_deadline: AtDeadline::Leave,
+            ..BrakePolicy::default()
+        };
+        assert_eq!(file.brake, expected);
         assert_eq!(file.severity_tenths, Some(70));
         let role = file.forensic_account.as_deref();
         assert_eq!(role, Some("arn:aws:iam::444455556666:role/forensic"));
@@ -363,6 +390,23 @@ open = 1
             ("[room]\nagent = \"x\"", "cleanroom.toml:1: agent: give the key and the digest"),
             ("[room]\nidle_seconds = 1", "cleanroom.toml:1: idle_seconds is from 60 to 604800"),
             ("[room]\nattach_seconds = 1", "cleanroom.toml:1: attach_seconds is from 30 to 900"),
+            ("[brake]\nper_hour = 5\nper_vpc = -1", "cleanroom.toml:3: per_vpc is from 0 to 10000"),
+            ("[brake]\nper_hour = 1.5", "cleanroom.toml:2: invalid type: floating point"),
+            ("[brake]\nper_group = 10001", "cleanroom.toml:2: per_group is from 0 to 10000"),
+            (
+                "[brake]\nask_after = [\"alarm\",\n\"sns\"]",
+                "cleanroom.toml:3: \"sns\" is no source of alerts: ask_after takes message, guardduty, alarm, security_hub, trail",
+            ),
+            ("[brake]\nseverity = 10.1", "cleanroom.toml:2: severity is from 0.0 to 10.0"),
+            (
+                "[brake]\ndeadline_minutes = 0",
+                "cleanroom.toml:2: deadline_minutes is from 1 to 10080",
+            ),
+            (
+                "[brake]\nat_deadline = \"wait\"",
+                "cleanroom.toml:2: unknown variant `wait`, expected `contain` or `leave`",
+            ),
+            ("[brake]\nper_day = 1", "cleanroom.toml:2: unknown field `per_day`, expected one of "),
             ("[bounds]\nlunch = 60", "cleanroom.toml:2: unknown field `lunch`, expected one of "),
         ] {
             let error = parse(Path::new("cleanroom.toml"), text).expect_err(text).to_string();

@@ -10,6 +10,7 @@
     reason = "the demo and the self-test are commands for people: what they print is their product"
 )]
 
+pub mod asl;
 pub mod bench;
 pub mod damage;
 pub mod demo;

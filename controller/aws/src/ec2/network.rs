@@ -1,5 +1,7 @@
 //! Interfaces, security groups and network ACLs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use aws_sdk_ec2::types::{
     IpPermission, NetworkAcl as DescribedAcl, NetworkAclEntry, NetworkInterface,
     NetworkInterfaceAssociation, NetworkInterfaceAttribute, RuleAction,
@@ -22,6 +24,7 @@ use crate::{
 const INTERFACES: &str = "ec2:DescribeNetworkInterfaces";
 const GROUPS: &str = "ec2:DescribeSecurityGroups";
 const ACLS: &str = "ec2:DescribeNetworkAcls";
+const NAT_GATEWAYS: &str = "ec2:DescribeNatGateways";
 const PREFIX_LISTS: &str = "ec2:DescribeManagedPrefixLists";
 
 /// The entry that denies whatever no other one matched; every ACL has it and nobody can change it.
@@ -224,6 +227,22 @@ pub(crate) async fn acls_of(clients: &Clients, vpc: &VpcId) -> Result<Vec<Networ
     let stream = clients.ec2.describe_network_acls().filters(filter).into_paginator().send();
     let pages = pages::all(ACLS, vpc, stream).await?;
     pages.into_iter().flat_map(|page| page.network_acls.unwrap_or_default()).map(acl).collect()
+}
+
+/// The public addresses of all NAT gateways, by VPC. Of one that was deleted within the hour too, which EC2 still tells of:
+/// what is compared with these may be as old.
+pub(crate) async fn egress_addresses(
+    clients: &Clients,
+) -> Result<BTreeMap<VpcId, BTreeSet<String>>> {
+    let stream = clients.ec2.describe_nat_gateways().into_paginator().send();
+    let pages = pages::all(NAT_GATEWAYS, "", stream).await?;
+    let mut addresses: BTreeMap<VpcId, BTreeSet<String>> = BTreeMap::new();
+    for gateway in pages.into_iter().flat_map(|page| page.nat_gateways.unwrap_or_default()) {
+        let Some(vpc) = gateway.vpc_id() else { continue };
+        let public = gateway.nat_gateway_addresses().iter().filter_map(|a| a.public_ip());
+        addresses.entry(VpcId::from(vpc)).or_default().extend(public.map(str::to_owned));
+    }
+    Ok(addresses)
 }
 
 /// The id of a managed prefix list, by its name.

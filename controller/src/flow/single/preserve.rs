@@ -112,9 +112,10 @@ pub(super) async fn clean_room(case: &mut Case, token: String) -> Result<Value, 
     }
 }
 
-/// Reads a bundle back where there is one, and goes on with what stands in the way of it.
+/// Reads a bundle back where there is one, and goes on with what stands in the way of it. Orders no other scan: that is for
+/// whoever responds again.
 pub(super) async fn read_back(case: &Case, run: &Run, ask: &Ask) -> Value {
-    let reported = Box::pin(investigate::investigate(case)).await;
+    let reported = Box::pin(investigate::go_on_with_newest(case)).await;
     if let Some(reported) = reported {
         let took = run.started.elapsed().as_secs_f64();
         case.progress.tell(Event::Milestone {
