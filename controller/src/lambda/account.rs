@@ -15,6 +15,7 @@ use cleanroom_cloud::{Caller, Cloud};
 use cleanroom_cloud_aws::{Connection, connect, connect_forensic};
 use cleanroom_contract::Timestamp;
 use cleanroom_controller::{
+    alert::Source,
     case::{Clock as _, Policy, Run, Shared},
     execution::Failed,
     forensic::ForensicAccount,
@@ -208,8 +209,7 @@ impl Account {
 /// Who is exempt is not known: evidence is preserved, and a person is asked.
 fn cautious() -> Policy {
     let mut policy = Policy::default();
-    let sources = ["message", "guardduty", "alarm", "security_hub", "trail"];
-    policy.brake.ask_after = sources.map(str::to_owned).into();
+    policy.brake.ask_after = Source::WORDS.map(str::to_owned).into();
     policy
 }
 
@@ -229,7 +229,7 @@ fn named_by(arn: &str) -> Option<Caller> {
 #[cfg(test)]
 mod tests {
     use cleanroom_controller::{
-        alert::{Part, Source},
+        alert::Part,
         brake::{Counts, Verdict, judge},
     };
 

@@ -21,6 +21,9 @@ const STACK: usize = 8 << 20;
 /// The longest cause of an error, in characters: Step Functions takes 32,768 bytes.
 const LONGEST: usize = 4_000;
 
+/// The longest facts that are logged as well, in bytes of JSON.
+const SHORT: usize = 2_048;
+
 /// Serves invocations until Lambda ends the process.
 pub(crate) fn run() -> ExitCode {
     let read = Environment::read(|name| {
@@ -81,7 +84,8 @@ async fn answer(
     let seconds = began.elapsed().as_secs_f64();
     match ended {
         Ok(facts) => {
-            log.line(Level::Info, "answered", json!({ "seconds": seconds }));
+            let short = Some(&facts).filter(|facts| facts.to_string().len() <= SHORT);
+            log.line(Level::Info, "answered", json!({ "seconds": seconds, "facts": short }));
             Ok(facts)
         }
         Err(failed) => {

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cleanroom_contract::Timestamp;
+use cleanroom_controller::{case::Clock as _, machine::SystemClock};
 use cleanroom_harness::emulators::{ACCESS_KEY, Kind, REGION, SECRET_KEY};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -177,7 +179,8 @@ fn every_line_of_a_step_names_its_case() {
         (other, "claimed-by-another-1".to_owned()),
     ] {
         let (answer, lines) = function.invoke(&event.to_string());
-        assert!(!lines.is_empty(), "{answer:?}");
+        assert!(!answer.failed && !lines.is_empty(), "{answer:?} {lines:?}");
+        assert!(answer.body.contains("verdict"), "{answer:?}");
         for line in lines {
             assert_eq!(line["case"], case, "{line}");
             assert_eq!(line["instance"], instance, "{line}");
@@ -253,15 +256,63 @@ fn where_sts_is_gone_the_function_s_own_name_says_whose_account_it_is() {
 }
 
 #[test]
-fn an_intake_that_can_not_take_answers_and_goes_on() {
+fn what_nobody_can_read_becomes_a_dead_letter_with_the_reason() {
     let account = Account::of(Kind::Plain);
+    let made =
+        "print(json.dumps(client('sqs').create_queue(QueueName='dead-letters')['QueueUrl']))";
+    let queue = boto(&account.url(), REGION, made, &[]);
+    let queue = queue.as_str().expect("a queue's address");
+    let mut function =
+        Function::start("intake", &account.url(), &[("CLEANROOM_DEAD_LETTERS", queue)]);
+    let event = json!({"Records": [{"Sns": {"Message": "is anybody there?"}}]});
+    let (answer, lines) = function.invoke(&event.to_string());
+    assert!(!answer.failed && has(&lines, "answered"), "{answer:?} {lines:?}");
+    let code = "
+got = client('sqs').receive_message(QueueUrl=sys.argv[2], MessageAttributeNames=['All'], MaxNumberOfMessages=10)
+print(json.dumps([[m['Body'], m['MessageAttributes']['reason']['StringValue']] for m in got.get('Messages', [])]))
+";
+    let letters = boto(&account.url(), REGION, code, &[queue]);
+    assert_eq!(letters.as_array().map(Vec::len), Some(1), "{letters}");
+    assert_eq!(letters[0][0], "is anybody there?");
+    assert!(letters[0][1].as_str().is_some_and(|why| !why.is_empty()), "{letters}");
+
+    // A queue that is gone is no reason to end.
     let mut function = Function::start("intake", &account.url(), &[]);
-    for event in [json!({"Records": [{"Sns": {"Message": "?"}}]}), json!(null)] {
+    for _ in 0..2 {
         let (answer, lines) = function.invoke(&event.to_string());
-        let named = !answer.failed || error(&answer).0.starts_with("Cleanroom.");
-        assert!(named, "{answer:?}");
-        assert!(has(&lines, "answered") || has(&lines, "failed"), "{lines:?}");
+        assert!(error(&answer).0.starts_with("Cleanroom."), "{answer:?}");
+        assert!(has(&lines, "failed"), "{lines:?}");
     }
+}
+
+#[test]
+fn contain_only_contains_and_tells_after_how_many_seconds() {
+    let account = Account::of(Kind::Plain);
+    let instance = account.world.instance();
+    let now = SystemClock.now();
+    let mut event = ask("contain", instance);
+    event["started"] = json!(Timestamp { seconds: now.seconds - 1_000, ..now });
+    let mut function = Function::start("contain-only", &account.url(), &[]);
+    let (answer, lines) = function.invoke(&event.to_string());
+    assert!(!answer.failed, "{answer:?} {lines:?}");
+    let facts: Value = serde_json::from_str(&answer.body).expect("JSON");
+    assert_eq!(facts["contained"], true, "{facts}");
+    account.state().assert_no_way_in_or_out("contain-only");
+    let told = lines.iter().find(|line| line["SecondsToContain"].is_number());
+    let seconds = told.and_then(|line| line["SecondsToContain"].as_f64()).expect("it is told");
+    assert!((1_000.0..1_100.0).contains(&seconds), "seconds count from the start: {seconds}");
+    let case = format!("{instance}-1");
+    for line in &lines {
+        assert_eq!((&line["case"], &line["instance"]), (&json!(case), &json!(instance)), "{line}");
+    }
+    assert!(lines.iter().any(|line| line["event"]["type"] == "change"), "{lines:?}");
+
+    // Another process, another invocation: it is contained already.
+    let mut function = Function::start("contain-only", &account.url(), &[]);
+    let (answer, lines) = function.invoke(&json!({"step": "watch"}).to_string());
+    let seen: Value = serde_json::from_str(&answer.body).expect("JSON");
+    assert_eq!(seen["watched"][0]["case"], case, "{seen} {lines:?}");
+    assert_eq!(seen["watched"][0]["contained"], true, "{seen}");
 }
 
 #[test]
