@@ -22,6 +22,7 @@ pub mod incident;
 pub mod kernel;
 mod lints;
 mod memory;
+pub mod numbers;
 pub mod release;
 pub mod room;
 pub mod selftest;
