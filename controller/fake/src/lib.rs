@@ -7,6 +7,7 @@
 //! Touches memory and tokio's clock, which tests pause. Never the network, a file or the real time of day.
 
 mod build;
+mod deployment;
 mod facts;
 mod faults;
 mod forensic;
@@ -23,6 +24,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub use deployment::ChangeSetOf;
 pub use build::{ACCOUNT, AWS_MANAGED_KEY, CASE_KEY, INSTANCE, REGION, SIBLING, TOPIC};
 pub use faults::{At, Fault, Storm};
 pub use forensic::{FORENSIC_ACCOUNT, FORENSIC_CALLER, FORENSIC_KEY, FORENSIC_ROLE, Granted};
