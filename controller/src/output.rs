@@ -5,6 +5,7 @@
 
 mod account;
 mod cases;
+mod deploy;
 mod plan;
 mod report;
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 pub(crate) use self::{
     account::preflight,
     cases::{cases, proposal, recovery, released, statuses, verdict},
+    deploy::{changes, stack_event},
     plan::plan,
     report::{Next, not_cut, report},
 };

@@ -24,7 +24,7 @@ fn an_alert_becomes_a_report_without_anyone_touching_a_thing() {
     let fixtures = fixtures();
     let (rules, lists) = (fixtures.join("rules/demo.yar"), fixtures.join("indicators"));
     let (rules, lists) = (rules.display().to_string(), lists.display().to_string());
-    expect(&incident, &[0], &["deploy", "--artifacts", "artifacts"]);
+    expect(&incident, &[0], &["deploy", "--artifacts", "artifacts", "--agent-only"]);
 
     let instance = incident.world.instance().to_owned();
     let case = format!("{instance}-1");

@@ -13,8 +13,7 @@ use aws_sdk_s3::types::{
     ServerSideEncryptionConfiguration, ServerSideEncryptionRule, VersioningConfiguration,
 };
 use cleanroom_cloud::{
-    AccountId, BucketState, ChangeSet, Deployment, ErrorKind, Proposed, Result,
-    StackChange,
+    AccountId, BucketState, ChangeSet, Deployment, ErrorKind, Proposed, Result, StackChange,
 };
 
 use crate::{
@@ -249,8 +248,7 @@ mod tests {
         let sent = canned.sent();
         assert_eq!(sent.len(), 5, "{sent:#?}");
         assert!(sent[0].contains("<LocationConstraint>eu-west-1"), "{}", sent[0]);
-        for (n, part) in
-            [(1, "<RestrictPublicBuckets>true"), (2, "<Status>Enabled"), (3, "AES256")]
+        for (n, part) in [(1, "<RestrictPublicBuckets>true"), (2, "<Status>Enabled"), (3, "AES256")]
         {
             assert!(sent[n].contains(part), "{}", sent[n]);
         }
@@ -284,7 +282,12 @@ mod tests {
     async fn a_change_set_is_asked_for_by_address_and_with_no_more_than_it_needs() {
         let (aws, canned) = port(|_| {
             let id = "<Id>arn:aws:cloudformation:eu-west-1:123456789012:changeSet/n/1</Id>";
-            (200, format!("<CreateChangeSetResponse><CreateChangeSetResult>{id}</CreateChangeSetResult></CreateChangeSetResponse>"))
+            (
+                200,
+                format!(
+                    "<CreateChangeSetResponse><CreateChangeSetResult>{id}</CreateChangeSetResult></CreateChangeSetResponse>"
+                ),
+            )
         });
         let proposed = Proposed {
             stack: "cleanroom".to_owned(),
@@ -317,12 +320,16 @@ mod tests {
                      <LogicalResourceId>{name}</LogicalResourceId><ResourceType>AWS::S3::Bucket</ResourceType>{more}</ResourceChange></member></Changes>"
                 )
             };
-            let failed = |why: &str| format!("<Status>FAILED</Status><StatusReason>{why}</StatusReason>");
+            let failed =
+                |why: &str| format!("<Status>FAILED</Status><StatusReason>{why}</StatusReason>");
             let inside = if request.contains("NextToken=more") {
-                let more = "<Replacement>True</Replacement><PhysicalResourceId>b</PhysicalResourceId>";
+                let more =
+                    "<Replacement>True</Replacement><PhysicalResourceId>b</PhysicalResourceId>";
                 member("Modify", "Evidence", more)
             } else if request.contains("ChangeSetName=empty") {
-                failed("The submitted information didn't contain changes. Submit different information to create a change set.")
+                failed(
+                    "The submitted information didn't contain changes. Submit different information to create a change set.",
+                )
             } else if request.contains("ChangeSetName=wrong") {
                 failed("Parameters: [X] must have values")
             } else if request.contains("ChangeSetName=early") {

@@ -40,7 +40,8 @@ use aws_config::{
 };
 use aws_credential_types::provider::SharedCredentialsProvider;
 use cleanroom_cloud::{
-    Answer, BucketPosture, Cloud, Deployment, Facts, Permission, Posture, Question, Quota, Result, TrailPosture,
+    Answer, BucketPosture, Cloud, Deployment, Facts, Permission, Posture, Question, Quota, Result,
+    TrailPosture,
 };
 
 use crate::{calls::Calls, clients::Clients, notices::SnsNotices, store::S3Store};

@@ -24,8 +24,8 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-pub use deployment::ChangeSetOf;
 pub use build::{ACCOUNT, AWS_MANAGED_KEY, CASE_KEY, INSTANCE, REGION, SIBLING, TOPIC};
+pub use deployment::ChangeSetOf;
 pub use faults::{At, Fault, Storm};
 pub use forensic::{FORENSIC_ACCOUNT, FORENSIC_CALLER, FORENSIC_KEY, FORENSIC_ROLE, Granted};
 pub use gate::{CALLER, CallRecord, FakeCloud, Outcome};

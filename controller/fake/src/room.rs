@@ -195,7 +195,13 @@ impl World {
         Made::Nothing
     }
 
-    pub(crate) fn note_stack(&mut self, name: &str, resource: &str, status: &str, reason: Option<&str>) {
+    pub(crate) fn note_stack(
+        &mut self,
+        name: &str,
+        resource: &str,
+        status: &str,
+        reason: Option<&str>,
+    ) {
         let at = self.now();
         let kind =
             if resource == name { "AWS::CloudFormation::Stack" } else { "AWS::EC2::Instance" };
@@ -210,7 +216,13 @@ impl World {
         }
     }
 
-    pub(crate) fn set_stack(&mut self, name: &str, state: StackState, status: &str, reason: Option<&str>) {
+    pub(crate) fn set_stack(
+        &mut self,
+        name: &str,
+        state: StackState,
+        status: &str,
+        reason: Option<&str>,
+    ) {
         if let Some(built) = self.built.get_mut(name) {
             built.stack.state = state;
             status.clone_into(&mut built.stack.status);
