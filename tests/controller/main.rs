@@ -5,6 +5,7 @@ mod brake;
 mod close;
 mod containment;
 mod custody;
+mod deploy;
 mod documents;
 mod forensic;
 mod measure;

@@ -197,7 +197,12 @@ pub async fn settle(site: &Site, tell: Tell<'_>) -> Result<Option<Stack>> {
                 let (stack, status) = (site.stack.clone(), stack.status.clone());
                 return Err(DeployError::Stuck { stack, status });
             }
-            Standing::Absent | Standing::Stands | Standing::Failed => return Ok(found),
+            Standing::Absent | Standing::Stands | Standing::Failed => {
+                if let Some(from) = told {
+                    events(site, &stack.id).await?.iter().skip(from).for_each(&mut *tell);
+                }
+                return Ok(found);
+            }
         }
         if Instant::now() > ends {
             return Err(late(format!("the stack {}", site.stack), MAKING));
