@@ -6,6 +6,7 @@
 
 mod account;
 mod approve;
+mod deploy;
 mod forensic;
 mod interrupted;
 mod lambda;

@@ -93,7 +93,7 @@ impl Scene {
         let late = Image::new(&folder, "late.img", 8 * MIB).ext(Ext::Ext4, &late).expect("image");
         fs::rename(late, &incident.double.1).expect("rename");
         incident.settle("idle_seconds = 120\nattach_seconds = 60\n").expect("settings");
-        expect(&incident, &[0], &["deploy", "--artifacts", "artifacts"]);
+        expect(&incident, &[0], &["deploy", "--artifacts", "artifacts", "--agent-only"]);
 
         let case = format!("{}-1", incident.world.instance());
         let proxy = Microburst::start(incident.world.endpoint(), 7).expect("a proxy");

@@ -28,7 +28,11 @@ fn an_alert_becomes_a_report_without_anyone_touching_a_thing() {
     let kit = incident.home().join("kit");
     fs::create_dir(&kit).expect("a folder");
     let kit = bundle::of_packages(&kit).expect("the bundle of tools").display().to_string();
-    expect(&incident, &[0], &["deploy", "--artifacts", "artifacts", "--tools", &kit]);
+    expect(
+        &incident,
+        &[0],
+        &["deploy", "--artifacts", "artifacts", "--agent-only", "--tools", &kit],
+    );
 
     let instance = incident.world.instance().to_owned();
     let case = format!("{instance}-1");

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-pub use self::table::{FORENSIC, TABLE};
+pub use self::table::{DEPLOY, FORENSIC, TABLE};
 
 /// An operation of an AWS service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ pub(crate) fn prefix(service: &str) -> Option<&'static str> {
 /// The row of an operation, `ec2:CreateSnapshots`.
 #[must_use]
 pub fn operation(name: &str) -> Option<&'static Operation> {
-    TABLE.iter().find(|operation| operation.name == name)
+    TABLE.iter().chain(DEPLOY).find(|operation| operation.name == name)
 }
 
 /// Every IAM action of some rows, each once.

@@ -9,6 +9,7 @@
 //! Touches nothing: types and traits. Never names a type of an SDK.
 
 mod change;
+mod deployment;
 mod error;
 mod facts;
 mod instance;
@@ -24,6 +25,7 @@ mod workflow;
 use std::sync::Arc;
 
 pub use change::{AclEntry, Change, Hands, Made, Tags};
+pub use deployment::{BucketState, ChangeSet, Deployment, Proposed, StackChange};
 pub use error::{CloudError, ErrorKind, Result};
 pub use facts::{Answer, Facts, Question};
 pub use instance::{

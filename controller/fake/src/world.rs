@@ -18,6 +18,7 @@ use cleanroom_cloud::{
 use cleanroom_contract::{InstanceId, SnapshotId, Timestamp, VolumeId};
 
 use crate::{
+    deployment::ChangeSetOf,
     forensic::{Granted, Lent},
     later::Later,
     machines::{Letter, Ran, Waits},
@@ -270,6 +271,8 @@ pub struct World {
     pub built: BTreeMap<String, Built>,
     /// Deleted ones' events, by the stack's id.
     pub buried: BTreeMap<String, Vec<StackEvent>>,
+    /// Change sets of stacks, by id.
+    pub change_sets: BTreeMap<String, ChangeSetOf>,
     /// What clean rooms do.
     pub room: RoomScript,
     /// Amazon's own images.

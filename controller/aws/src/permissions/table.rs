@@ -238,6 +238,21 @@ pub const TABLE: &[Operation] = table! {
     "preflight" look "servicequotas:GetAWSDefaultServiceQuota";
 };
 
+/// What `deploy` calls besides, to set up the bucket of the artifacts and the response stack. It is not of the table, since
+/// who responds needs none of it. CloudFormation makes the stack's resources with the deployer's own rights.
+pub const DEPLOY: &[Operation] = table! {
+    "deploy" look "s3:HeadBucket" = "s3:ListBucket";
+    "deploy" act "s3:CreateBucket";
+    "deploy" act "s3:PutPublicAccessBlock" = "s3:PutBucketPublicAccessBlock";
+    "deploy" act "s3:PutBucketEncryption" = "s3:PutEncryptionConfiguration";
+    "deploy" act "s3:PutBucketVersioning";
+    "deploy" act "s3:PutBucketPolicy";
+    "deploy" act "cloudformation:CreateChangeSet";
+    "deploy" look "cloudformation:DescribeChangeSet";
+    "deploy" act "cloudformation:ExecuteChangeSet";
+    "deploy" act "cloudformation:DeleteChangeSet";
+};
+
 /// What is called in the forensic account, as the role that `--forensic-account` names. All of it is in the table.
 pub const FORENSIC: &[&str] = &[
     "sts:GetCallerIdentity",
