@@ -4,6 +4,7 @@
 //! returned, each within its bound. Everything else runs beside it or after. Nothing here undoes anything.
 
 pub mod close;
+pub mod drill;
 pub mod fetch;
 pub mod find;
 pub mod investigate;

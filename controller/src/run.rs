@@ -6,6 +6,7 @@
 mod account;
 mod cases;
 mod documents;
+mod drill;
 mod hint;
 mod release;
 mod respond;
@@ -72,6 +73,7 @@ async fn command(cli: Cli, started: tokio::time::Instant) -> anyhow::Result<u8> 
         Command::Rescan(args) => room::rescan(&opening, &args, shape).await,
         Command::Teardown(args) => room::teardown(&opening, &args, shape).await,
         Command::Deploy(args) => room::deploy(&opening, &args, shape).await,
+        Command::Drill(args) => drill::drill(&opening, &args, shape).await,
         Command::Cases => cases::list(&opening, shape).await,
         Command::Custody(Custody::Verify { case }) => cases::verify(&opening, &case, shape).await,
         Command::Release(args) => release::release(&opening, &args, shape).await,

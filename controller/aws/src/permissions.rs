@@ -8,9 +8,13 @@
 //! role: a policy for anything would be too much, so it is not here. [`FORENSIC`] names what is called in the forensic
 //! account; no other call goes out there.
 
+mod drill;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
+
+pub use self::drill::drill_policy;
 
 /// An operation of an AWS service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,12 @@ pub struct Implied {
 const TAGS: Implied = Implied {
     action: "ec2:CreateTags",
     reason: "what is made carries the case's tags from its first moment",
+    page: "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/supported-iam-actions-tagging.html",
+};
+
+const DRILL_TAGS: Implied = Implied {
+    action: "ec2:CreateTags",
+    reason: "the instance of a drill is marked from its first moment",
     page: "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/supported-iam-actions-tagging.html",
 };
 
@@ -250,7 +260,16 @@ pub const TABLE: &[Operation] = table! {
     "preflight" look "guardduty:GetDetector";
     "preflight" look "servicequotas:GetServiceQuota";
     "preflight" look "servicequotas:GetAWSDefaultServiceQuota";
+
+    "drill" act "ec2:RunInstances", with DRILL_TAGS;
+    "drill" act "ec2:TerminateInstances";
+    "drill" act "ec2:DeleteSnapshot";
 };
+
+/// The rows of the ordinary policy: what only drills need has a policy of its own.
+fn ordinary() -> impl Iterator<Item = &'static Operation> + Clone {
+    TABLE.iter().filter(|row| row.step != "drill")
+}
 
 /// What is called in the forensic account, as the role that `--forensic-account` names. All of it is in the table.
 pub const FORENSIC: &[&str] = &[
@@ -341,10 +360,10 @@ fn union(rows: impl Iterator<Item = &'static Operation>) -> BTreeSet<&'static st
         .collect()
 }
 
-/// Every IAM action that the table names, sorted, each once.
+/// Every IAM action that the table names but for drills, sorted, each once.
 #[must_use]
 pub fn actions() -> Vec<&'static str> {
-    union(TABLE.iter()).into_iter().collect()
+    union(ordinary()).into_iter().collect()
 }
 
 /// A statement of a policy, its fields in the order that IAM's documentation has them in. Not a [`serde_json::Value`],
@@ -368,14 +387,14 @@ struct Document {
     statement: Vec<Statement>,
 }
 
-/// The IAM policy that allows exactly what the table names: a statement that looks, one that acts, and one for each
+/// The IAM policy that allows exactly what the table names, but for drills: a statement that looks, one that acts, and one for each
 /// condition. An action that looking and acting share is with the acting ones.
 ///
 /// # Panics
 /// Never: its text is made of the tables of this module.
 #[must_use]
 pub fn policy() -> String {
-    document(TABLE.iter())
+    document(ordinary())
 }
 
 /// The same for the role of the forensic account.
