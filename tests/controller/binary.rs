@@ -5,6 +5,7 @@
 //! every endpoint that it is given must be on this machine.
 
 mod account;
+mod drill;
 mod forensic;
 mod interrupted;
 mod outages;

@@ -14,9 +14,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 pub use self::clean::{Cleaned, Remains};
-use super::{FlowError, Report, standing::decide_price};
+use super::{FlowError, standing::decide_price};
 use crate::{
     case::Run,
+    journal::{self, Ledger},
     room::RoomPolicy,
     steps::clean_room::{artifacts, size::decide_room},
 };
@@ -217,25 +218,40 @@ pub struct Times {
     pub preserved: Option<f64>,
     /// Until the report was read back; none where there is no clean room.
     pub reported: Option<f64>,
-    /// Whether the response has no shortfall.
+    /// Whether nothing is short.
     pub whole: bool,
 }
 
-impl Times {
-    /// Of a response that took so many seconds in all.
-    #[must_use]
-    pub fn of(drill: &CaseId, launched: f64, report: &Report, seconds: f64) -> Self {
-        Self {
-            drill: drill.clone(),
-            instance: report.instance.clone(),
-            launched,
-            contained: report.contained_seconds,
-            preserved: report.preserved_seconds,
-            // Reading the bundle back is the last thing that a response does.
-            reported: report.reported.as_ref().map(|_| seconds),
-            whole: report.is_whole(),
-        }
-    }
+/// The times of a response that began at `began`, by the custody log: the same whoever responded.
+///
+/// # Errors
+/// When the log can not be read.
+pub async fn times(
+    run: &Run,
+    drill: &CaseId,
+    (instance, launched, began): (&InstanceId, f64, Timestamp),
+) -> Result<Times, FlowError> {
+    let events = journal::read(&*run.cloud.store, drill).await?;
+    let ledger = Ledger::of(events.iter().map(|(event, _)| event));
+    let after = |at: Option<Timestamp>| at.map(|at| seconds(began, at));
+    let reported = ledger.reports.values().map(|examined| examined.at).min();
+    Ok(Times {
+        drill: drill.clone(),
+        instance: instance.clone(),
+        launched,
+        contained: after(ledger.contained_at),
+        preserved: after(ledger.preserved_at),
+        reported: after(reported),
+        whole: ledger.shortfalls.is_empty()
+            && ledger.contained_at.is_some()
+            && ledger.preserved_at.is_some(),
+    })
+}
+
+/// Seconds from one time to a later one.
+fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    let whole = i32::try_from(to.seconds.saturating_sub(from.seconds)).unwrap_or(i32::MAX);
+    f64::from(whole) + (f64::from(to.nanos) - f64::from(from.nanos)) / 1e9
 }
 
 #[cfg(test)]
@@ -249,6 +265,13 @@ mod tests {
         assert_eq!(name.as_str(), "drill-20260101-000000-012345");
         assert!(cleanroom_cloud::is_drill(&name));
         assert!(reason(&name).starts_with(REASON));
+    }
+
+    #[test]
+    fn a_time_is_told_to_the_nanosecond() {
+        let at = |seconds, nanos| Timestamp { seconds, nanos };
+        let took = seconds(at(1_767_225_600, 900_000_000), at(1_767_225_602, 400_000_000));
+        assert!((took - 1.5).abs() < 1e-9, "{took}");
     }
 
     #[test]

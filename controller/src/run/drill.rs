@@ -3,26 +3,29 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use cleanroom_cloud::Instance;
-use cleanroom_contract::{CaseId, printable};
+use clap::Parser as _;
+use cleanroom_contract::{CaseId, InstanceId, printable};
 use cleanroom_controller::{
-    case::{Run, Step},
+    case::Run,
     flow::drill::{self, Cleaned, Proposal, Remains, Times, Wanted, clean},
 };
 use tokio::time::{Instant, timeout};
 
 use super::{
-    FAILED, PARTIAL, Shape, Usage, print, respond, room, say,
+    FAILED, PARTIAL, Shape, Usage, print, respond, say,
     session::{Opening, Session},
     signals::{Ended, Signals},
 };
 use crate::{
-    cli::{Drill, Evidence, Respond, Room, Steps, Targets},
+    cli::{Cli, Command, Drill},
     output, terminal,
 };
 
 /// How long a person who interrupts waits for the list of what there is.
 const LISTING: Duration = Duration::from_secs(10);
+
+/// Exit statuses of what a signal ended.
+const INTERRUPTED: [u8; 2] = [130, 143];
 
 /// Runs a drill, or takes away what one left.
 pub(super) async fn drill(opening: &Opening, args: &Drill, shape: Shape) -> anyhow::Result<u8> {
@@ -97,23 +100,25 @@ impl Rehearsal<'_> {
         };
         let launched = began.elapsed().as_secs_f64();
         say(&format!("{} runs after {launched:.1} s; the response begins", instance.id));
-        let worked = match self.respond(instance).await {
-            Ok(worked) => worked,
+        let began = self.run.clock.now();
+        let status = match self.respond(&instance.id).await {
+            Ok(status) => status,
             Err(error) => {
                 self.left_behind().await;
                 return Err(error);
             }
         };
-        if worked.interrupted {
+        if INTERRUPTED.contains(&status) {
             self.left_behind().await;
-            return Ok(worked.status);
+            return Ok(status);
         }
-        if let Some(times) = times(self.drill, launched, &worked) {
-            print(&times_text(&times, self.shape))?;
+        match drill::times(self.run, self.drill, (&instance.id, launched, began)).await {
+            Ok(times) => print(&times_text(&times, self.shape))?,
+            Err(error) => say(&format!("note: the times are not known: {error}")),
         }
         if keep {
             say(&format!("kept; to take it away: {}", self.command()));
-            return Ok(worked.status);
+            return Ok(status);
         }
         let remains = match clean::look(self.run, self.drill).await {
             Ok(remains) => remains,
@@ -123,37 +128,22 @@ impl Rehearsal<'_> {
             }
         };
         let work = (self.run, self.drill);
-        let status = take_away(self.session, work, remains, (&mut signals, self.shape)).await?;
-        Ok(if status == 0 { worked.status } else { status })
+        let gone = take_away(self.session, work, remains, (&mut signals, self.shape)).await?;
+        Ok(if gone == 0 { status } else { gone })
     }
 
-    /// Responds to the instance as to any other.
-    async fn respond(&self, instance: Instance) -> anyhow::Result<Rehearsed> {
-        let args = Respond {
-            targets: Targets {
-                ids: vec![instance.id.to_string()],
-                file: None,
-                skip_bad: false,
-                reason: Some(drill::reason(self.drill)),
-            },
-            case: Some(self.drill.clone()),
-            steps: Steps::default(),
-            evidence: Evidence::default(),
-            room: Room::default(),
-            concurrency: 1,
+    /// Responds to the instance as to any other: by the very command.
+    async fn respond(&self, instance: &InstanceId) -> anyhow::Result<u8> {
+        let reason = drill::reason(self.drill);
+        let words =
+            ["respond", instance.as_str(), "--case", self.drill.as_str(), "--reason", &reason];
+        let typed = Cli::try_parse_from(std::iter::once("cleanroom").chain(words));
+        let Command::Respond(args) = typed.context("respond")?.command else {
+            anyhow::bail!("respond is no command any more")
         };
-        let room = room::policy(&args.room, &self.opening.file()?, false)?;
-        let started = Instant::now();
-        let work = respond::Work {
-            args: &args,
-            steps: Step::ALL.into(),
-            room,
-            instances: vec![instance],
-            started,
-        };
-        let worked = respond::at_work(self.session, work, self.shape).await?;
-        let respond::Worked { done, status, interrupted } = worked;
-        Ok(Rehearsed { done, status, interrupted, seconds: started.elapsed().as_secs_f64() })
+        // Times count from here, not from the process's beginning, which has waited for a person and for the launch.
+        let opening = Opening { global: self.opening.global.clone(), started: Instant::now() };
+        respond::respond(&opening, &args, self.shape).await
     }
 
     /// The command that goes on.
@@ -178,20 +168,6 @@ impl Rehearsal<'_> {
         }
         say(&format!("to take it away: {}", self.command()));
     }
-}
-
-/// A response that has ended, and what it took.
-struct Rehearsed {
-    done: Vec<respond::Outcome>,
-    status: u8,
-    interrupted: bool,
-    seconds: f64,
-}
-
-fn times(drill: &CaseId, launched: f64, worked: &Rehearsed) -> Option<Times> {
-    let (_, ended) = worked.done.first()?;
-    let report = ended.as_ref().ok()?;
-    Some(Times::of(drill, launched, report, worked.seconds))
 }
 
 fn show(proposal: &Proposal, shape: Shape) -> anyhow::Result<()> {

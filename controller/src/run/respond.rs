@@ -1,7 +1,6 @@
 //! Responds: every instance that was named, a few at a time, while the terminal shows how they stand.
 
 use std::{
-    collections::BTreeSet,
     io::{self, IsTerminal as _},
     sync::Arc,
     time::Duration,
@@ -14,12 +13,11 @@ use cleanroom_controller::{
     case::{Run, Shared, Step},
     flow::{self, FlowError, Report, Request},
     progress::{Event, Progress},
-    room::RoomPolicy,
     steps::isolate::NOT_CUT,
 };
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 
 use super::{
     FAILED, PARTIAL, Shape, Usage, complain, print, room, say,
@@ -40,7 +38,7 @@ const DEPTH: usize = 16_384;
 const READERS: Duration = Duration::from_secs(2);
 
 /// What became of an instance.
-pub(super) type Outcome = (InstanceId, Result<Report, FlowError>);
+type Outcome = (InstanceId, Result<Report, FlowError>);
 
 /// Contains instances and preserves their evidence.
 pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> anyhow::Result<u8> {
@@ -56,48 +54,12 @@ pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> 
     let session_name = args.case.as_ref().map_or("cleanroom", |case| case.as_str());
     let session = opening.open(args.evidence.kms_key.as_deref(), session_name).await?;
     let instances = targets::resolve(&session, &words, args.targets.skip_bad).await?;
-    let work = Work { args, steps, room, instances, started: opening.started };
-    Ok(at_work(&session, work, shape).await?.status)
-}
-
-/// What is to be responded to, and how.
-pub(super) struct Work<'a> {
-    /// The flags.
-    pub args: &'a Respond,
-    /// The steps that they choose.
-    pub steps: BTreeSet<Step>,
-    /// The clean room that people want.
-    pub room: RoomPolicy,
-    /// The instances.
-    pub instances: Vec<Instance>,
-    /// When the response began: its times count from here.
-    pub started: Instant,
-}
-
-/// What it came to.
-pub(super) struct Worked {
-    /// What became of each instance that is through.
-    pub done: Vec<Outcome>,
-    /// The exit status.
-    pub status: u8,
-    /// Whether a signal ended it.
-    pub interrupted: bool,
-}
-
-/// Responds, shows it while it goes, and tells what it came to.
-pub(super) async fn at_work(
-    session: &Session,
-    work: Work<'_>,
-    shape: Shape,
-) -> anyhow::Result<Worked> {
-    let Work { args, steps, room, instances, started } = work;
     let key = session.settings.kms_key.as_ref().map(|key| key.value.clone());
     let mut policy = settings::policy(steps, &args.evidence, &session.file, key);
     policy.room = room;
     policy.room.topic = session.settings.topic.as_ref().map(|topic| topic.value.clone());
     let (progress, events) = Progress::channel(DEPTH);
     let mut run = session.run(policy, progress)?;
-    run.started = started;
     run.shared = Arc::new(Shared::with_slots(usize::from(args.concurrency)));
     let mut signals = Signals::take().context("take over signals")?;
 
@@ -112,7 +74,7 @@ pub(super) async fn at_work(
     let all = instances.len();
     let mut done = Vec::with_capacity(all);
     let ended = {
-        let crew = Crew { session, run: &run, args, shape, talk: &talk };
+        let crew = Crew { session: &session, run: &run, args, shape, talk: &talk };
         let work = crew.work(instances, events, &mut done);
         signals.guard(&run.shared, work, |text| talk.say(text)).await
     };
@@ -131,8 +93,7 @@ pub(super) async fn at_work(
     let unwritten = written.is_err();
     told(&done, written, dropped, shape);
     let status = interrupted.unwrap_or_else(|| status(&done));
-    let status = if status == 0 && unwritten { PARTIAL } else { status };
-    Ok(Worked { done, status, interrupted: interrupted.is_some() })
+    Ok(if status == 0 && unwritten { PARTIAL } else { status })
 }
 
 /// A report for programs.
