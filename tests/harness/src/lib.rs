@@ -22,6 +22,7 @@ pub mod kernel;
 mod lints;
 mod memory;
 pub mod release;
+pub mod response;
 pub mod room;
 pub mod selftest;
 pub mod template;
