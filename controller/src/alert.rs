@@ -13,7 +13,7 @@ mod hub;
 mod message;
 mod trail;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use cleanroom_contract::{InstanceId, printable};
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// All words for sources.
+    pub const WORDS: [&str; 5] = ["message", "guardduty", "alarm", "security_hub", "trail"];
+
     /// One word, as settings name it.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -87,6 +90,24 @@ impl Source {
             Self::Alarm { .. } => "alarm",
             Self::SecurityHub { .. } => "security_hub",
             Self::Trail { .. } => "trail",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Message { named: None } => f.write_str("a message on the intake topic"),
+            Self::Message { named: Some(named) } => {
+                write!(f, "a message that calls itself {named}")
+            }
+            Self::GuardDuty { finding, kind, severity_tenths } => {
+                let (whole, tenth) = (severity_tenths / 10, severity_tenths % 10);
+                write!(f, "GuardDuty {kind} {whole}.{tenth}, finding {finding}")
+            }
+            Self::Alarm { name } => write!(f, "the alarm {name}"),
+            Self::SecurityHub { action } => write!(f, "Security Hub's action {action}"),
+            Self::Trail { call, address } => write!(f, "CloudTrail, {call} from {address}"),
         }
     }
 }

@@ -34,6 +34,17 @@ pub enum AtDeadline {
     Leave,
 }
 
+impl AtDeadline {
+    /// What becomes of the instance, for people.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Contain => "contained",
+            Self::Leave => "left as it is",
+        }
+    }
+}
+
 /// What people have set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrakePolicy {

@@ -167,6 +167,9 @@ pub struct Bounds {
     pub poll: Duration,
     /// How long a clean room may tell nothing before it counts as silent. It boots and attaches volumes within it.
     pub silence: Duration,
+    /// How long to wait at most for what only takes its time; none for as long as that takes. What is not over by then is
+    /// [under way](Case::is_under_way), and not short.
+    pub wait: Option<Duration>,
 }
 
 impl Default for Bounds {
@@ -182,6 +185,7 @@ impl Default for Bounds {
             open: Duration::from_millis(200),
             poll: Duration::from_secs(5),
             silence: Duration::from_secs(20 * 60),
+            wait: None,
         }
     }
 }
@@ -412,6 +416,8 @@ pub struct Case {
     pub shortfalls: Arc<std::sync::Mutex<Vec<Shortfall>>>,
     /// What a person should know although nothing is short.
     pub notes: Arc<std::sync::Mutex<Vec<String>>>,
+    /// What was waited for, and is not over yet.
+    pub under_way: Arc<std::sync::Mutex<Vec<String>>>,
 }
 
 impl fmt::Debug for Case {
@@ -438,6 +444,17 @@ impl Case {
             self.progress.tell(Event::Note { instance, note: note.clone() });
             all.push(note);
         }
+    }
+
+    /// Records that something only takes its time, and is no longer waited for.
+    pub(crate) fn leave_under_way(&self, what: String) {
+        lock(&self.under_way).push(what);
+    }
+
+    /// Whether something that takes its time was left to be looked at later.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        !lock(&self.under_way).is_empty()
     }
 
     /// Whether the step is to be done.

@@ -109,6 +109,16 @@ pub fn default_case(instance: &InstanceId, n: u32) -> CaseId {
         .unwrap_or_else(|_| unreachable!("an instance id fits a case id"))
 }
 
+/// The case that a claim without a name would open or join, by the instance's newest claim and whether its case was released.
+#[must_use]
+pub fn open_or_next(instance: &InstanceId, newest: Option<&(Claimed, bool)>) -> CaseId {
+    match newest {
+        Some((open, false)) => open.claim.case.clone(),
+        Some((released, true)) => default_case(instance, released.n.saturating_add(1)),
+        None => default_case(instance, 1),
+    }
+}
+
 /// Who asks for a claim.
 #[derive(Debug)]
 pub struct Claimer<'a> {

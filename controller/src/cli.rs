@@ -129,13 +129,15 @@ pub(crate) enum Command {
     Rescan(Box<Rescan>),
     /// Delete a case's clean room; snapshots, records, bundles and the custody log stay.
     Teardown(Teardown),
-    /// Put the programs of a clean room into the bucket.
-    Deploy(Deploy),
+    /// Set up or change the response stack, and put the programs of a clean room into the bucket.
+    Deploy(Box<Deploy>),
     /// List the cases of this account and Region.
     Cases,
     /// The custody log.
     #[command(subcommand)]
     Custody(Custody),
+    /// Answer a case that waits for a person's word: contain its instance, or leave it as it is.
+    Approve(Approve),
     /// Put an instance back to what was recorded before the response.
     Release(Release),
     /// Cut off a role's present sessions, or a user and their keys.
@@ -270,12 +272,8 @@ pub(crate) struct Agent {
 }
 
 pub(crate) fn agent(text: &str) -> Result<Agent, String> {
-    let (key, sha256) = text
-        .rsplit_once("@sha256=")
-        .filter(|(key, _)| !key.is_empty())
-        .ok_or("give the key and the digest: agent/…/cleanroom-agent@sha256=…")?;
-    let sha256 = sha256.parse().map_err(|error| format!("{error}"))?;
-    Ok(Agent { key: key.to_owned(), sha256 })
+    let (key, sha256) = cleanroom_controller::room::agent(text)?;
+    Ok(Agent { key, sha256 })
 }
 
 #[derive(Debug, Args)]
@@ -313,13 +311,49 @@ pub(crate) struct Teardown {
 
 #[derive(Debug, Args)]
 pub(crate) struct Deploy {
-    /// Folder with cleanroom-agent, and with SHA256SUMS where its digest is to be compared.
-    #[arg(long, value_name = "DIR")]
-    pub artifacts: PathBuf,
+    /// Folder with cleanroom-agent and cleanroom-lambda.zip, and with SHA256SUMS where digests are to be compared:
+    /// cargo package-release makes it.
+    #[arg(long, value_name = "DIR", required_unless_present = "delete")]
+    pub artifacts: Option<PathBuf>,
 
     /// Offline bundle of tools for investigators, which rooms unpack: cargo package-tools makes it.
     #[arg(long, value_name = "FILE")]
     pub tools: Option<PathBuf>,
+
+    /// Upload agent and tools alone, into the evidence bucket that is configured; the response stack stays as it is.
+    #[arg(long, conflicts_with_all = ["settings", "parameters", "artifacts_bucket", "delete"])]
+    pub agent_only: bool,
+
+    /// Settings of the response stack's functions [default: those that it has].
+    #[arg(long, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+
+    /// Parameter of the response stack [default: what it has]. May be given several times.
+    #[arg(long = "parameter", value_name = "NAME=VALUE", value_parser = parameter)]
+    pub parameters: Vec<(String, String)>,
+
+    /// Bucket of programs, state machines and template [default: what the stack has, else
+    /// cleanroom-artifacts-ACCOUNT-REGION; made where it is not there].
+    #[arg(long, value_name = "NAME")]
+    pub artifacts_bucket: Option<String>,
+
+    /// Role in which people respond and release, for the policy that reserves tags. May be given several times.
+    #[arg(long, value_name = "ROLE_ARN")]
+    pub exempt: Vec<String>,
+
+    /// Delete the response stack. Evidence, its key and the logs stay.
+    #[arg(long, conflicts_with_all = ["artifacts", "tools", "settings", "parameters", "artifacts_bucket", "exempt"])]
+    pub delete: bool,
+
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    let (name, value) =
+        text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("give NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[derive(Debug, Args)]
@@ -358,6 +392,24 @@ pub(crate) struct Respond {
     /// Instances on the way to being contained at a time; snapshots and what else follows keep nobody waiting.
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub concurrency: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Approve {
+    /// The case.
+    pub case: CaseId,
+
+    /// Leave the instance as it is, preserved and watched.
+    #[arg(long)]
+    pub refuse: bool,
+
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Why, for the custody log.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -485,12 +537,17 @@ mod tests {
             "respond i-0123456789abcdef0 --case a/b",
             "respond i-0123456789abcdef0 --until clean-room",
             "custody verify ../x",
+            "approve",
+            "approve ../x",
             "release case/1",
             "revoke --principal web",
             "status a b",
             "fetch",
             "fetch c-1 --scan 2026",
             "deploy",
+            "deploy --artifacts dist --parameter LogDays",
+            "deploy --artifacts dist --delete",
+            "deploy --artifacts dist --agent-only --parameter LogDays=90",
             "rescan ../x",
             "teardown",
             "respond i-0123456789abcdef0 --agent agent/x",

@@ -111,7 +111,12 @@ async fn look(
 }
 
 /// What ends the work at a goal before it is reached.
-struct GivenUp(String);
+enum Stopped {
+    /// It is not reached, for this reason.
+    GivenUp(String),
+    /// This only takes its time, and is not waited for.
+    UnderWay(String),
+}
 
 /// One goal being worked at.
 struct Work<'a> {
@@ -135,9 +140,9 @@ impl Work<'_> {
     }
 
     /// Waits a little longer each time, but not past the end.
-    async fn rest(&mut self) -> Result<(), GivenUp> {
+    async fn rest(&mut self) -> Result<(), Stopped> {
         if Instant::now() >= self.ends {
-            return Err(GivenUp("the time for it has passed".to_owned()));
+            return Err(Stopped::GivenUp("the time for it has passed".to_owned()));
         }
         tokio::time::sleep_until((Instant::now() + self.pause).min(self.ends)).await;
         self.pause = (self.pause * 2).min(self.case.bounds.poll);
@@ -145,21 +150,23 @@ impl Work<'_> {
     }
 
     /// A look that is tried again as long as trying may help.
-    async fn look(&mut self) -> Result<Assessment, GivenUp> {
+    async fn look(&mut self) -> Result<Assessment, Stopped> {
         loop {
             let looking = look(self.case, self.goal, self.direction, &self.history);
             let why = match tokio::time::timeout(self.case.bounds.call, looking).await {
                 Ok(Ok(assessment)) => return Ok(assessment),
-                Ok(Err(error)) if !error.is_transient() => return Err(GivenUp(error.to_string())),
+                Ok(Err(error)) if !error.is_transient() => {
+                    return Err(Stopped::GivenUp(error.to_string()));
+                }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "no answer in time".to_owned(),
             };
-            self.rest().await.map_err(|_| GivenUp(why))?;
+            self.rest().await.map_err(|_| Stopped::GivenUp(why))?;
         }
     }
 
     /// Carries out changes, all at once.
-    async fn act(&mut self, changes: Vec<Change>) -> Result<(), GivenUp> {
+    async fn act(&mut self, changes: Vec<Change>) -> Result<(), Stopped> {
         let step = Some(self.goal.step());
         let intent = Body::Intent { goal: self.label(), changes: changes.clone() };
         self.case.journal.append(step, intent).await;
@@ -200,7 +207,10 @@ impl Work<'_> {
     }
 
     /// Tells that something takes its time, and waits for the next look.
-    async fn wait(&mut self, what: &str, bound: Duration, began: Instant) -> Result<(), GivenUp> {
+    async fn wait(&mut self, what: &str, bound: Duration, began: Instant) -> Result<(), Stopped> {
+        if self.case.bounds.wait.is_some_and(|most| began.elapsed() >= most) {
+            return Err(Stopped::UnderWay(what.to_owned()));
+        }
         // What takes its time has a bound of its own, sized by the work.
         self.ends = self.ends.max(began + bound);
         self.case.progress.tell(Event::Waiting {
@@ -208,10 +218,12 @@ impl Work<'_> {
             step: self.goal.step(),
             what: what.to_owned(),
         });
-        self.rest().await.map_err(|_| GivenUp(format!("{what} took longer than {bound:?}")))
+        self.rest()
+            .await
+            .map_err(|_| Stopped::GivenUp(format!("{what} took longer than {bound:?}")))
     }
 
-    async fn run(&mut self) -> Result<(), GivenUp> {
+    async fn run(&mut self) -> Result<(), Stopped> {
         let began = Instant::now();
         let mut rounds = 0;
         loop {
@@ -244,16 +256,16 @@ impl Work<'_> {
             }
             rounds += 1;
             if rounds > MOST_ROUNDS {
-                return Err(GivenUp("it is undone as fast as it is done".to_owned()));
+                return Err(Stopped::GivenUp("it is undone as fast as it is done".to_owned()));
             }
             self.act(now).await?;
         }
     }
 
-    async fn reached(&self, refused: &[Change]) -> Result<(), GivenUp> {
+    async fn reached(&self, refused: &[Change]) -> Result<(), Stopped> {
         if let Some(change) = refused.first() {
             let why = self.history.refusal(|c| c == change).unwrap_or_default();
-            return Err(GivenUp(format!("{change} on {}: {why}", change.resource())));
+            return Err(Stopped::GivenUp(format!("{change} on {}: {why}", change.resource())));
         }
         if !self.outcomes.is_empty() {
             let body = Body::Reached { goal: self.label() };
@@ -323,12 +335,14 @@ async fn work(case: &Case, goal: &dyn Goal, direction: Direction) -> Ended {
         settle: 0,
     };
     let ended = work.run().await;
-    if let Err(GivenUp(why)) = &ended {
-        case.short(Shortfall {
+    match &ended {
+        Ok(()) => {}
+        Err(Stopped::UnderWay(what)) => case.leave_under_way(what.clone()),
+        Err(Stopped::GivenUp(why)) => case.short(Shortfall {
             step: goal.step(),
             what: format!("{} of {} is not done: {why}", work.label(), case.scene.instance),
             advice: "run respond again once that is mended: it goes on where it was".to_owned(),
-        });
+        }),
     }
     Ended {
         reached: ended.is_ok(),

@@ -3,7 +3,10 @@
 //! Isolation waits for the claim, what release needs, the guards, the Auto Scaling detach, and `CreateSnapshots` having
 //! returned, each within its bound. Everything else runs beside it or after. Nothing here undoes anything.
 
+pub mod approval;
 pub mod close;
+pub mod contain_only;
+pub mod deploy;
 pub mod fetch;
 pub mod find;
 pub mod investigate;
@@ -14,6 +17,7 @@ pub mod recover;
 pub mod release;
 mod report;
 pub mod rescan;
+pub mod single;
 pub mod standing;
 pub mod status;
 pub mod teardown;

@@ -27,7 +27,7 @@ use tokio::sync::Mutex;
 
 use self::event::{Body, CustodyEvent, Entry};
 pub use self::{
-    ledger::{Examined, Ledger},
+    ledger::{Answered, Asked, Examined, Ledger},
     spool::Spool,
 };
 use crate::case::{Clock, Step, lock};
@@ -397,6 +397,11 @@ impl Journal {
         }
         let own = head.stored.contains(&event.nonce);
         Ok(if own { Appended::Written } else { Appended::Behind })
+    }
+
+    /// Events that the store has not taken, in their order.
+    pub(crate) async fn late(&self) -> Vec<CustodyEvent> {
+        self.head.lock().await.late.iter().cloned().collect()
     }
 
     /// Appends what could not be written before, in its order. Returns how many events still wait.

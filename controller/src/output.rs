@@ -4,7 +4,9 @@
 //! terminal: every cell and line goes through [`printable`].
 
 mod account;
+mod approval;
 mod cases;
+mod deploy;
 mod plan;
 mod report;
 
@@ -15,7 +17,9 @@ use serde::Serialize;
 
 pub(crate) use self::{
     account::preflight,
+    approval::{given, question},
     cases::{cases, proposal, recovery, released, statuses, verdict},
+    deploy::{changes, stack_event},
     plan::plan,
     report::{Next, not_cut, report},
 };

@@ -42,6 +42,8 @@ pub enum Event {
     Shortfall { instance: InstanceId, shortfall: Shortfall },
     /// An interface is open and could not be closed yet: the loudest thing there is.
     Open { instance: InstanceId, interface: String },
+    /// An event that the custody log did not take, and that nothing keeps: whoever hears it is the record.
+    Unlogged { instance: InstanceId, sha256: String, event: String },
     /// A moment that people wait for: `contained`, `preserved`.
     Milestone { instance: InstanceId, name: &'static str, seconds: f64 },
 }

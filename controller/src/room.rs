@@ -79,6 +79,19 @@ impl Default for RoomPolicy {
     }
 }
 
+/// Reads how an agent is named in settings and flags, `KEY@sha256=DIGEST`: its key and digest.
+///
+/// # Errors
+/// What is missing.
+pub fn agent(text: &str) -> Result<(String, Sha256), String> {
+    let (key, sha256) = text
+        .rsplit_once("@sha256=")
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or("give the key and the digest: agent/…/cleanroom-agent@sha256=…")?;
+    let sha256 = sha256.parse().map_err(|error| format!("{error}"))?;
+    Ok((key.to_owned(), sha256))
+}
+
 /// What `deploy` writes beside the artifacts: the newest of each, `artifacts/latest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Latest {

@@ -4,7 +4,9 @@
 //! Touches what the parts touch. Never does the work of a part.
 
 mod account;
+mod approve;
 mod cases;
+mod deploy;
 mod documents;
 mod hint;
 mod release;
@@ -21,7 +23,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cleanroom_contract::{Timestamp, printable};
+use cleanroom_contract::printable;
 
 use crate::{
     cli::{Cli, Command, Custody, Format, Global},
@@ -71,9 +73,10 @@ async fn command(cli: Cli, started: tokio::time::Instant) -> anyhow::Result<u8> 
         Command::Fetch(args) => room::fetch(&opening, &args, shape).await,
         Command::Rescan(args) => room::rescan(&opening, &args, shape).await,
         Command::Teardown(args) => room::teardown(&opening, &args, shape).await,
-        Command::Deploy(args) => room::deploy(&opening, &args, shape).await,
+        Command::Deploy(args) => deploy::deploy(&opening, &args, shape).await,
         Command::Cases => cases::list(&opening, shape).await,
         Command::Custody(Custody::Verify { case }) => cases::verify(&opening, &case, shape).await,
+        Command::Approve(args) => approve::approve(&opening, &args, shape).await,
         Command::Release(args) => release::release(&opening, &args, shape).await,
         Command::Revoke(args) => revoke::revoke(&opening, &args, shape).await,
         Command::Recover { case } => cases::recover(&opening, &case, shape).await,
@@ -163,44 +166,9 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The time of day.
-#[derive(Debug)]
-struct SystemClock;
-
-impl cleanroom_controller::case::Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place where the clock is read")]
-    fn now(&self) -> Timestamp {
-        let since =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Timestamp {
-            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            nanos: since.subsec_nanos(),
-        }
-    }
-}
-
-/// Thirty-two hexadecimal digits that nobody else has.
-fn nonce() -> anyhow::Result<String> {
-    let mut bytes = [0_u8; 16];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let flags = rustix::rand::GetRandomFlags::empty();
-        filled += rustix::rand::getrandom(&mut bytes[filled..], flags).context("draw a nonce")?;
-    }
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nonces_are_hexadecimal_and_differ() {
-        let (one, other) = (nonce().expect("randomness"), nonce().expect("randomness"));
-        assert_eq!(one.len(), 32);
-        assert!(one.bytes().all(|b| b.is_ascii_hexdigit()));
-        assert_ne!(one, other);
-    }
 
     #[test]
     fn what_was_typed_wrong_is_a_usage_error() {

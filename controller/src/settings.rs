@@ -4,17 +4,17 @@
 //! pure and says of each value where it comes from. Touches the settings file, once. Never asks AWS: who has the stack's
 //! outputs passes them in.
 
-mod file;
-
 use std::{
     collections::BTreeMap,
     env, fmt,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
 use cleanroom_contract::printable;
+pub(crate) use cleanroom_controller::settings::File;
+use cleanroom_controller::settings::{MAX_BYTES, Malformed, parse};
 
-pub(crate) use self::file::{File, find, read};
 use crate::cli::{Evidence, Global};
 
 /// A setting that can not be what is meant.
@@ -29,15 +29,8 @@ pub(crate) enum SettingsError {
         source: std::io::Error,
     },
     /// The file says something that is no setting.
-    #[error("{}:{line}: {why}", printable(&path.to_string_lossy()))]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong.
-        why: String,
-    },
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     /// A value has not the form of what it is for.
     #[error("{name} ({source_of}): {value:?} is no {form}")]
     Form {
@@ -209,6 +202,34 @@ fn is_arn(text: &str, service: &str, resource: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
+/// The file to read: the one that is named, else the first that is there of `cleanroom.toml` in the working directory
+/// and in the user's configuration folder.
+pub(crate) fn find(named: Option<&Path>) -> Option<PathBuf> {
+    if let Some(named) = named {
+        return Some(named.to_owned());
+    }
+    let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let users = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
+    let users = users.map(|folder| folder.join("cleanroom/cleanroom.toml"));
+    [Some(PathBuf::from("cleanroom.toml")), users].into_iter().flatten().find(|path| path.is_file())
+}
+
+/// Reads a settings file.
+///
+/// # Errors
+/// When it can not be read, or a line of it is no setting.
+pub(crate) fn read(path: &Path) -> Result<File, SettingsError> {
+    let error = |source| SettingsError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(error)?;
+    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(error)?;
+    if text.len() as u64 > MAX_BYTES {
+        let why = "it is larger than 1 MiB".to_owned();
+        return Err(Malformed { path: path.to_owned(), line: 1, why }.into());
+    }
+    Ok(parse(path, &text)?)
+}
+
 /// Decides where each value comes from.
 pub(crate) fn decide(
     (flags, kms_key): (&Global, Option<&str>),
@@ -266,19 +287,15 @@ pub(crate) fn policy(
     file: &File,
     key: Option<String>,
 ) -> cleanroom_controller::case::Policy {
-    let default = cleanroom_controller::case::Policy::default();
+    let set = file.policy();
     cleanroom_controller::case::Policy {
         steps,
-        exempt: file.exempt.clone(),
-        severity_tenths: file.severity_tenths.unwrap_or(default.severity_tenths),
-        image: evidence.image || file.image.unwrap_or(false),
-        lock_days: evidence.lock.or(file.lock_days),
+        image: evidence.image || set.image,
+        lock_days: evidence.lock.or(set.lock_days),
         key,
-        acl: evidence.nacl || file.nacl.unwrap_or(false),
+        acl: evidence.nacl || set.acl,
         require_custody: evidence.require_custody,
-        event_pages: default.event_pages,
-        room: default.room,
-        brake: cleanroom_controller::brake::BrakePolicy::default(),
+        ..set
     }
 }
 

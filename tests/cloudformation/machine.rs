@@ -58,19 +58,16 @@
 //! **An execution fails** only where an interface of the instance is not isolated in the end. All else is an execution that
 //! succeeds, and a report that says what is short.
 
-use serde_json::Value;
-
-mod asl;
 mod broken;
 mod many;
 mod world;
 
 use std::{collections::BTreeSet, fs};
 
-use self::{
-    asl::{ENDLESS, Ended, Walk, all_states, edges, walk},
-    world::{Account, Cut, Fault, Made, Scenario, Word, faults},
-};
+use cleanroom_harness::asl::{ENDLESS, Ended, Walk, all_states, edges, walk};
+use serde_json::Value;
+
+use self::world::{Account, Cut, Fault, Made, Scenario, Word, faults};
 use super::support::path;
 
 /// An execution's history ends at 25,000 events; half of them is as near as ours come.

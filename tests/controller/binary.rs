@@ -5,8 +5,11 @@
 //! every endpoint that it is given must be on this machine.
 
 mod account;
+mod approve;
+mod deploy;
 mod forensic;
 mod interrupted;
+mod lambda;
 mod outages;
 mod refused;
 mod room;

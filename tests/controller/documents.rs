@@ -35,6 +35,15 @@ const STEPS: &[(&str, &str)] = &[
     ("record", "everything that AWS knows of the instance, answer by answer, each with its digest"),
     ("notify", "tells the team: contained, preserved, failed, released, reported, unreported"),
     ("clean_room", ""),
+    (
+        "via aws",
+        "`respond --via aws`: starts the state machine of the response stack, and follows it",
+    ),
+    ("approve", "a person's word for a response that waits for it"),
+    (
+        "intake",
+        "the function's own, and not in the policy: what could not be read, with the reason",
+    ),
     ("release", "what was recorded, put back on a person's word; the steps' own calls besides"),
     ("preflight", "whether the account is ready; the other steps' looking calls besides"),
 ];
@@ -140,7 +149,8 @@ fn permissions() -> String {
     let mut text = String::from(
         "# What `cleanroom` asks of AWS\n\n\
          Made from the table that the adapters declare (`controller/aws/src/permissions.rs`). A call that is not in the\n\
-         table does not go out. The policy is [iam-policy.json](iam-policy.json): exactly the actions named here.\n\n\
+         table does not go out. The policy is [iam-policy.json](iam-policy.json): exactly the actions named here, but for those of\n\
+         intake, a function of the response stack that has a role of its own there.\n\n\
          ## Operations and their actions\n\n\
          The action has the operation's name where no other is given.\n\n\
          | Operation | First needed by | | Actions, where named otherwise |\n|---|---|---|---|\n",

@@ -1,17 +1,22 @@
 //! The controller's tests: its goals and its flow against a cloud in memory, and the real binary against emulators.
 
+mod approval;
 mod binary;
 mod brake;
 mod close;
 mod containment;
 mod custody;
+mod deploy;
 mod documents;
 mod forensic;
+mod intake;
+mod machine;
 mod measure;
 mod preflight;
 mod recover;
 mod release;
 mod room;
 mod rules;
+mod runtime_api;
 mod support;
 mod times;

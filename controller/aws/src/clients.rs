@@ -39,6 +39,8 @@ pub(crate) struct Clients {
     pub(crate) guardduty: aws_sdk_guardduty::Client,
     pub(crate) cloudformation: aws_sdk_cloudformation::Client,
     pub(crate) quotas: aws_sdk_servicequotas::Client,
+    pub(crate) sfn: aws_sdk_sfn::Client,
+    pub(crate) sqs: aws_sdk_sqs::Client,
     /// The evidence bucket, where one is configured.
     pub(crate) bucket: Option<String>,
     /// The ARN of the team's topic, where one is configured.
@@ -176,6 +178,8 @@ impl Clients {
             guardduty: client!(aws_sdk_guardduty, shared, calls, Way::patient()),
             cloudformation: client!(aws_sdk_cloudformation, shared, calls, Way::patient()),
             quotas: client!(aws_sdk_servicequotas, shared, calls, Way::patient()),
+            sfn: client!(aws_sdk_sfn, shared, calls, Way::patient()),
+            sqs: client!(aws_sdk_sqs, shared, calls, Way::patient()),
             bucket,
             topic,
             region: shared.region().map(ToString::to_string).unwrap_or_default(),

@@ -3,7 +3,7 @@
 //! Purpose: the [`Inventory`] port, each question handed to the module of its service. Touches AWS to read. Never changes
 //! anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
@@ -35,6 +35,10 @@ impl Inventory for Aws {
 
     async fn find_instances(&self, query: &InstanceQuery) -> Result<Vec<Instance>> {
         instances::find(&self.clients, query).await
+    }
+
+    async fn instances(&self, ids: &[InstanceId]) -> Result<Vec<Instance>> {
+        instances::those_of(&self.clients, ids).await
     }
 
     async fn get_instance(&self, instance: &InstanceId) -> Result<Instance> {
@@ -75,6 +79,10 @@ impl Inventory for Aws {
 
     async fn get_group(&self, group: &GroupId) -> Result<SecurityGroup> {
         network::get_group(&self.clients, group).await
+    }
+
+    async fn egress_addresses(&self) -> Result<BTreeMap<VpcId, BTreeSet<String>>> {
+        network::egress_addresses(&self.clients).await
     }
 
     async fn acls(&self, vpc: &VpcId) -> Result<Vec<NetworkAcl>> {

@@ -13,6 +13,7 @@ mod calls;
 #[cfg(test)]
 mod canned;
 mod clients;
+mod deployment;
 mod ec2;
 mod error;
 mod facts;
@@ -20,6 +21,7 @@ mod hands;
 mod iam;
 mod inventory;
 mod keys;
+mod letters;
 mod notices;
 mod pages;
 pub mod permissions;
@@ -29,6 +31,7 @@ mod scaling;
 mod stacks;
 mod store;
 mod trail;
+mod workflows;
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -39,10 +42,14 @@ use aws_config::{
 };
 use aws_credential_types::provider::SharedCredentialsProvider;
 use cleanroom_cloud::{
-    Answer, BucketPosture, Cloud, Facts, Permission, Posture, Question, Quota, Result, TrailPosture,
+    Answer, BucketPosture, Cloud, Deployment, Facts, Permission, Posture, Question, Quota, Result,
+    TrailPosture,
 };
 
-use crate::{calls::Calls, clients::Clients, notices::SnsNotices, store::S3Store};
+use crate::{
+    calls::Calls, clients::Clients, letters::SqsLetters, notices::SnsNotices, store::S3Store,
+    workflows::SfnWorkflows,
+};
 
 /// What is needed to reach an account. What is left out comes from the environment and the profile, as with every
 /// program on the SDK; `AWS_ENDPOINT_URL` and `AWS_ENDPOINT_URL_<SERVICE>` are honoured.
@@ -113,6 +120,19 @@ pub async fn connect_forensic(
     Ok(ports(clients))
 }
 
+/// The port that sets the response stack up.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_deployment(
+    connection: &Connection,
+) -> std::result::Result<Arc<dyn Deployment>, ConnectError> {
+    let calls = interceptor(connection, None)?;
+    let shared = shared_config(connection).await?;
+    let clients = Arc::new(Clients::new(&shared, calls, connection.bucket.clone(), None));
+    Ok(Arc::new(Aws { clients }))
+}
+
 fn interceptor(
     connection: &Connection,
     only: Option<&'static [&'static str]>,
@@ -133,7 +153,9 @@ fn ports(clients: Clients) -> Cloud {
         facts: aws.clone(),
         posture: aws,
         store: Arc::new(S3Store::new(Arc::clone(&clients))),
-        notices: Arc::new(SnsNotices::new(clients)),
+        notices: Arc::new(SnsNotices::new(Arc::clone(&clients))),
+        workflows: Arc::new(SfnWorkflows::new(Arc::clone(&clients))),
+        letters: Arc::new(SqsLetters::new(clients)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is there: everything that the steps look at before and after they act.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use cleanroom_contract::{CaseId, InstanceId, SnapshotId, Timestamp, VolumeId};
@@ -137,6 +137,8 @@ pub trait Inventory: Send + Sync {
     async fn regions_with(&self, instance: &InstanceId) -> Result<Vec<String>>;
     /// The instances that fit, terminated ones too where asked by id.
     async fn find_instances(&self, query: &InstanceQuery) -> Result<Vec<Instance>>;
+    /// Those of these instances that are there, at most 200, in no order; terminated ones too, as long as EC2 tells of them.
+    async fn instances(&self, ids: &[InstanceId]) -> Result<Vec<Instance>>;
     /// One instance.
     async fn get_instance(&self, instance: &InstanceId) -> Result<Instance>;
     /// Its guards.
@@ -160,6 +162,8 @@ pub trait Inventory: Send + Sync {
     async fn find_group(&self, vpc: &VpcId, name: &str) -> Result<Option<SecurityGroup>>;
     /// One group.
     async fn get_group(&self, group: &GroupId) -> Result<SecurityGroup>;
+    /// The public addresses of the Region's NAT gateways, by the gateway's VPC.
+    async fn egress_addresses(&self) -> Result<BTreeMap<VpcId, BTreeSet<String>>>;
     /// All network ACLs of a VPC.
     async fn acls(&self, vpc: &VpcId) -> Result<Vec<NetworkAcl>>;
 

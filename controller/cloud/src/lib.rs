@@ -9,6 +9,7 @@
 //! Touches nothing: types and traits. Never names a type of an SDK.
 
 mod change;
+mod deployment;
 mod error;
 mod facts;
 mod instance;
@@ -24,6 +25,7 @@ mod workflow;
 use std::sync::Arc;
 
 pub use change::{AclEntry, Change, Hands, Made, Tags};
+pub use deployment::{BucketState, ChangeSet, Deployment, Proposed, StackChange};
 pub use error::{CloudError, ErrorKind, Result};
 pub use facts::{Answer, Facts, Question};
 pub use instance::{
@@ -64,6 +66,10 @@ pub struct Cloud {
     pub store: Arc<dyn Store>,
     /// The team's topic.
     pub notices: Arc<dyn Notices>,
+    /// State machines.
+    pub workflows: Arc<dyn Workflows>,
+    /// Queues of what could not be read.
+    pub letters: Arc<dyn DeadLetters>,
 }
 
 impl std::fmt::Debug for Cloud {

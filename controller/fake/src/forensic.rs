@@ -207,6 +207,8 @@ impl FakeCloud {
             posture: there,
             store: Arc::new(self.clone()),
             notices: Arc::new(self.clone()),
+            workflows: Arc::new(self.clone()),
+            letters: Arc::new(self.clone()),
         }
     }
 }

@@ -201,6 +201,8 @@ impl FakeCloud {
             posture: Arc::new(self.clone()),
             store: Arc::new(self.clone()),
             notices: Arc::new(self.clone()),
+            workflows: Arc::new(self.clone()),
+            letters: Arc::new(self.clone()),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Purpose: the `Inventory` port. Never changes the world. Each method says where it takes more than one
 //! request one after another in the real adapter; what goes out at once counts as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
@@ -136,6 +136,20 @@ impl Inventory for FakeCloud {
         self.call(Call::read("ec2:DescribeInstances", subject), |world| Ok(world.fits(query))).await
     }
 
+    async fn instances(&self, ids: &[InstanceId]) -> Result<Vec<Instance>> {
+        let subject = ids.iter().map(InstanceId::as_str).collect::<Vec<_>>().join(",");
+        self.call(Call::read("ec2:DescribeInstances", subject), |world| {
+            if ids.len() > 200 {
+                let message =
+                    "The maximum number of filter values specified on a single call is 200";
+                return Err(Problem::refused("FilterLimitExceeded", message));
+            }
+            let there = ids.iter().filter_map(|id| world.machines.get(id));
+            Ok(there.map(|machine| machine.instance.clone()).collect())
+        })
+        .await
+    }
+
     async fn get_instance(&self, instance: &InstanceId) -> Result<Instance> {
         self.call(Call::read("ec2:DescribeInstances", instance), |world| {
             Ok(world.get_machine(instance)?.instance.clone())
@@ -215,6 +229,10 @@ impl Inventory for FakeCloud {
     }
 
     /// Those that a subnet of the VPC uses.
+    async fn egress_addresses(&self) -> Result<BTreeMap<VpcId, BTreeSet<String>>> {
+        self.call(Call::read("ec2:DescribeNatGateways", ""), |world| Ok(world.egress.clone())).await
+    }
+
     async fn acls(&self, vpc: &VpcId) -> Result<Vec<NetworkAcl>> {
         self.call(Call::read("ec2:DescribeNetworkAcls", vpc), |world| {
             let used =

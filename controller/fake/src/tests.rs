@@ -4,6 +4,7 @@ mod compute;
 mod faults;
 mod gate;
 mod identity;
+mod machines;
 mod network;
 mod reads;
 mod scaling;

@@ -18,8 +18,10 @@ use cleanroom_cloud::{
 use cleanroom_contract::{InstanceId, SnapshotId, Timestamp, VolumeId};
 
 use crate::{
+    deployment::ChangeSetOf,
     forensic::{Granted, Lent},
     later::Later,
+    machines::{Letter, Ran, Waits},
     room::{Built, RoomScript},
     store::Bucket,
 };
@@ -215,6 +217,8 @@ pub struct World {
     pub vpcs: BTreeSet<VpcId>,
     /// Subnets, each with its VPC and network ACL.
     pub subnets: BTreeMap<String, (VpcId, AclId)>,
+    /// Public addresses of NAT gateways, by VPC.
+    pub egress: BTreeMap<VpcId, BTreeSet<String>>,
     /// Network ACLs.
     pub acls: BTreeMap<AclId, NetworkAcl>,
     /// Security groups.
@@ -267,6 +271,8 @@ pub struct World {
     pub built: BTreeMap<String, Built>,
     /// Deleted ones' events, by the stack's id.
     pub buried: BTreeMap<String, Vec<StackEvent>>,
+    /// Change sets of stacks, by id.
+    pub change_sets: BTreeMap<String, ChangeSetOf>,
     /// What clean rooms do.
     pub room: RoomScript,
     /// Amazon's own images.
@@ -280,6 +286,12 @@ pub struct World {
     pub topic: Option<String>,
     /// What was published, in order.
     pub notices: Vec<Notice>,
+    /// Executions of state machines, by ARN.
+    pub executions: BTreeMap<String, Ran>,
+    /// Tasks that wait for a token, or did, by it.
+    pub tokens: BTreeMap<String, Waits>,
+    /// What could not be read, in order.
+    pub letters: Vec<Letter>,
     /// How the account is set up.
     pub setup: Setup,
     /// How long things take.

@@ -80,11 +80,42 @@ async fn work(case: &Case) -> Option<Reported> {
     let ledger = case.journal.ledger().await;
     if let Some(ordered) = newest.filter(|o| !ledger.reports.contains_key(&o.order.scan)) {
         return match pending(case, &ordered).await {
-            Pending::Over => go_on(case, &ledger, true).await,
+            Pending::Over(why) => {
+                let scan = &ordered.order.scan;
+                case.note(format!(
+                    "scan {scan} is over ({why}): what it was to examine is ordered anew"
+                ));
+                go_on(case, &ledger, true).await
+            }
             pending => carry_on(case, ordered, pending).await,
         };
     }
     go_on(case, &ledger, false).await
+}
+
+/// Goes on with the newest order, and writes no other: where nothing comes of it any more, that is short.
+pub(super) async fn go_on_with_newest(case: &Case) -> Option<Reported> {
+    let ordered = match order::newest(&*case.store, &case.scene.case).await {
+        Ok(Some(ordered)) => ordered,
+        Ok(None) => return None,
+        Err(why) => {
+            short(case, format!("the work orders could not be read: {why}"), AGAIN);
+            return None;
+        }
+    };
+    let scan = &ordered.order.scan;
+    if let Some(examined) = case.journal.ledger().await.reports.get(scan) {
+        let summary = examined.summary.clone();
+        return Some(Reported { scan: scan.clone(), bundle: at(case, scan), summary });
+    }
+    match pending(case, &ordered).await {
+        Pending::Over(why) => {
+            let advice =
+                "look into the room with Session Manager; run respond: it orders another scan";
+            not_reported(case, scan, format!("scan {scan} came to nothing: {why}"), advice).await
+        }
+        pending => carry_on(case, ordered, pending).await,
+    }
 }
 
 /// How an order stands of which nothing is reported.
@@ -94,17 +125,14 @@ pub(super) enum Pending {
     Awaited,
     /// Its bundle is published, although its room may be gone.
     Published(Box<Heard>),
-    /// Nothing comes of it any more.
-    Over,
+    /// Nothing comes of it any more, for this reason.
+    Over(String),
 }
 
-/// Looks how an order stands. Why it is over is noted.
+/// Looks how an order stands.
 pub(super) async fn pending(case: &Case, ordered: &Ordered) -> Pending {
     let scan = &ordered.order.scan;
-    let over = |why: &str| {
-        case.note(format!("scan {scan} is over ({why}): what it was to examine is ordered anew"));
-        Pending::Over
-    };
+    let over = |why: &str| Pending::Over(why.to_owned());
     if let Some(why) = case.journal.ledger().await.refused.get(scan) {
         return over(&format!("its bundle is not relied on: {why}"));
     }
@@ -163,7 +191,7 @@ pub(super) async fn carry_on(case: &Case, ordered: Ordered, how: Pending) -> Opt
     }
     match how {
         Pending::Published(heard) => read_back::read_back(case, &ordered, &heard).await,
-        Pending::Awaited | Pending::Over => examine(case, ordered).await,
+        Pending::Awaited | Pending::Over(_) => examine(case, ordered).await,
     }
 }
 
@@ -195,6 +223,22 @@ async fn go_on(case: &Case, ledger: &Ledger, came_to_nothing: bool) -> Option<Re
     }
     Scanned::of(scan, examined).tell(case, Some(&coverage));
     Some(known)
+}
+
+/// The GiB that a room is to examine now; none where nothing is left to be examined, or there is nothing to examine it with.
+/// Makes nothing.
+pub(super) async fn outstanding(case: &Case) -> Option<u64> {
+    launch::fittings_there(case).await?;
+    match Coverage::read(case).await {
+        Ok(coverage) => {
+            let gib: u64 = coverage.rest_gib();
+            (gib > 0).then_some(gib)
+        }
+        Err(why) => {
+            unknown(case, &why);
+            None
+        }
+    }
 }
 
 /// That nobody knows whether all was examined is short: a case is never whole by default.
@@ -243,6 +287,10 @@ pub(super) async fn examine(case: &Case, ordered: Ordered) -> Option<Reported> {
         Told::Unread(why) => {
             let what = format!("what the room of scan {scan} tells can not be read: {why}");
             not_reported(case, scan, what, AGAIN).await
+        }
+        Told::UnderWay => {
+            case.leave_under_way(format!("scan {scan}"));
+            None
         }
     }
 }

@@ -202,5 +202,6 @@ pub(super) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger:
         tasks: Arc::default(),
         shortfalls: Arc::default(),
         notes: Arc::default(),
+        under_way: Arc::default(),
     }
 }

@@ -96,8 +96,8 @@ pub(super) fn lines(case: &Case) -> Vec<String> {
     lines
 }
 
-/// Notes what is short in the end, where that has changed.
-pub(super) async fn end(case: &Case) {
+/// What is to be said of every case in the end, whatever became of it.
+pub(super) async fn remarks(case: &Case) {
     for (part, why) in case.scene.original.unknown() {
         case.note(format!(
             "the {part} could not be read before the response, so release can not restore it: {why}"
@@ -115,6 +115,11 @@ pub(super) async fn end(case: &Case) {
                 .to_owned(),
         });
     }
+}
+
+/// Notes what is short in the end, where that has changed.
+pub(super) async fn end(case: &Case) {
+    remarks(case).await;
     // With a room still to come, its shortfalls of the last run hold until it has ended again.
     if !case.does(Step::CleanRoom) {
         note_short(case).await;
@@ -126,7 +131,7 @@ pub(super) async fn end(case: &Case) {
     let mut shortfalls = lock(&case.shortfalls).clone();
     shortfalls.extend(of_the_room);
     if ledger.shortfalls != shortfalls {
-        case.journal.append(None, Body::Short { shortfalls }).await;
+        case.journal.append(None, Body::Short { shortfalls, part: None }).await;
     }
 }
 
@@ -134,7 +139,7 @@ pub(super) async fn end(case: &Case) {
 pub(super) async fn note_short(case: &Case) {
     let shortfalls = lock(&case.shortfalls).clone();
     if case.journal.ledger().await.shortfalls != shortfalls {
-        case.journal.append(None, Body::Short { shortfalls }).await;
+        case.journal.append(None, Body::Short { shortfalls, part: None }).await;
     }
 }
 

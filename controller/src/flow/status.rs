@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     case::{Case, Goal, History, Run, Shortfall},
-    journal::Ledger,
+    journal::{Answered, Asked, Ledger},
     steps::{
         clean_room::watch, detach, forensic, isolate, protect, revoke, revoke::not_cut::Survivor,
     },
@@ -56,6 +56,12 @@ pub struct Status {
     pub unknown: Vec<String>,
     /// What the instance's role session made that lives on.
     pub survivors: Vec<Survivor>,
+    /// That it waits for a person's word, and until when, as long as it is not contained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
+    /// What a person has answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered: Option<Answered>,
     /// When it was opened.
     pub opened_at: Option<Timestamp>,
     /// When it was contained.
@@ -166,6 +172,8 @@ pub async fn of(run: &Run, known: &find::Known) -> Result<Status, FlowError> {
         shortfalls: ledger.shortfalls.clone(),
         unknown: Vec::new(),
         survivors: ledger.survivors.iter().cloned().collect(),
+        asked: ledger.asked.clone().filter(|_| ledger.contained_at.is_none()),
+        answered: ledger.answered.clone(),
         opened_at: ledger.opened_at,
         contained_at: ledger.contained_at,
         preserved_at: ledger.preserved_at,

@@ -7,7 +7,9 @@ use cleanroom_contract::{CaseId, InstanceId, ScanId, Sha256, Summary, Timestamp,
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    brake::AtDeadline,
     case::{Shortfall, Step},
+    flow::approval::Decision,
     original::Original,
     steps::revoke::not_cut::Survivor,
 };
@@ -71,8 +73,12 @@ pub enum Body {
     Contained { interfaces: Vec<String>, seconds: String },
     /// People were told.
     Notified { milestone: String, message: Option<String> },
-    /// Something is short.
-    Short { shortfalls: Vec<Shortfall> },
+    /// Something is short: of a whole run, or of the part that is named, where the parts of one run are done by several writers.
+    Short {
+        shortfalls: Vec<Shortfall>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        part: Option<String>,
+    },
     /// A person had it released.
     Released { reason: Option<String>, forced: bool },
     /// The case ends.
@@ -97,6 +103,10 @@ pub enum Body {
     Received { account: AccountId, copies: BTreeMap<String, String> },
     /// A clean room was taken down; what it leaves.
     TornDown { stack: String, left: Vec<String> },
+    /// People are asked whether to contain: why, until when, and what is done where nobody answers.
+    Asked { why: Vec<String>, deadline: Timestamp, otherwise: AtDeadline },
+    /// A person has answered: the last answer holds.
+    Answered { decision: Decision, by: String, reason: Option<String> },
     /// A person's word about something outside the steps: `revoke --principal`, `recover`.
     Acted { what: String, outcomes: Vec<Outcome> },
 }

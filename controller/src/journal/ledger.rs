@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cleanroom_cloud::{AccountId, Change};
 use cleanroom_contract::{ScanId, Summary, Timestamp, VolumeId};
+use serde::Serialize;
 
 use super::event::{Body, CustodyEvent, Exhibit, Outcome};
 use crate::{
+    brake::AtDeadline,
     case::{Shortfall, Step},
+    flow::approval::Decision,
     original::Original,
     steps::revoke::not_cut::Survivor,
 };
@@ -23,6 +26,32 @@ pub struct Examined {
     pub summary: Summary,
     /// Volumes that it was to examine and did not, and those that no scan had examined by then.
     pub missing: Vec<VolumeId>,
+}
+
+/// That people are asked whether to contain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Asked {
+    /// Since when.
+    pub at: Timestamp,
+    /// Why.
+    pub why: Vec<String>,
+    /// Until when they may answer.
+    pub deadline: Timestamp,
+    /// What is done then.
+    pub otherwise: AtDeadline,
+}
+
+/// A person's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Answered {
+    /// When.
+    pub at: Timestamp,
+    /// What is to be done.
+    pub decision: Decision,
+    /// Who says so: an STS caller ARN.
+    pub by: String,
+    /// Why.
+    pub reason: Option<String>,
 }
 
 /// The state that the events tell of.
@@ -56,6 +85,10 @@ pub struct Ledger {
     pub survivors: BTreeSet<Survivor>,
     /// Milestones that people were told of.
     pub notified: BTreeSet<String>,
+    /// Since when people are asked, why and until when: the first time counts.
+    pub asked: Option<Asked>,
+    /// What a person answered last.
+    pub answered: Option<Answered>,
     /// When it was opened, contained, preserved, released, closed.
     pub opened_at: Option<Timestamp>,
     /// When every interface was read back as isolated.
@@ -78,8 +111,10 @@ pub struct Ledger {
     pub released_at: Option<Timestamp>,
     /// When it ended.
     pub closed_at: Option<Timestamp>,
-    /// What was short at the end of the last run.
+    /// What was short at the end of the last run, and of its parts that have ended since.
     pub shortfalls: Vec<Shortfall>,
+    /// The same of each part that has not been summed up yet.
+    pub short_parts: BTreeMap<String, Vec<Shortfall>>,
 }
 
 impl Ledger {
@@ -108,6 +143,23 @@ impl Ledger {
     #[must_use]
     pub fn is_over(&self, scan: &ScanId) -> bool {
         self.reports.contains_key(scan) || self.refused.contains_key(scan)
+    }
+
+    /// What a whole run says holds until the next; what a part says, until that part or a whole run says otherwise.
+    fn take_short(&mut self, shortfalls: &[Shortfall], part: Option<&str>) {
+        let Some(part) = part else {
+            self.short_parts.clear();
+            self.shortfalls = shortfalls.to_vec();
+            return;
+        };
+        let before = self.short_parts.insert(part.to_owned(), shortfalls.to_vec());
+        let others: Vec<_> = self.short_parts.iter().filter(|(name, _)| *name != part).collect();
+        let gone = before.unwrap_or_default();
+        self.shortfalls
+            .retain(|s| !gone.contains(s) || others.iter().any(|(_, of)| of.contains(s)));
+        let new: Vec<_> =
+            shortfalls.iter().filter(|s| !self.shortfalls.contains(s)).cloned().collect();
+        self.shortfalls.extend(new);
     }
 
     fn take_entry(&mut self, at: Timestamp, late: bool, body: &Body) {
@@ -185,7 +237,15 @@ impl Ledger {
             }
             Body::Received { copies, .. } => self.received.extend(copies.clone()),
             Body::TornDown { .. } => {}
-            Body::Short { shortfalls } => self.shortfalls.clone_from(shortfalls),
+            Body::Short { shortfalls, part } => self.take_short(shortfalls, part.as_deref()),
+            Body::Asked { why, deadline, otherwise } => {
+                let (deadline, otherwise) = (*deadline, *otherwise);
+                self.asked.get_or_insert(Asked { at, why: why.clone(), deadline, otherwise });
+            }
+            Body::Answered { decision, by, reason } => {
+                let (by, reason) = (by.clone(), reason.clone());
+                self.answered = Some(Answered { at, decision: *decision, by, reason });
+            }
             Body::Released { .. } => self.released_at = Some(at),
             Body::Closed { .. } => self.closed_at = Some(at),
         }

@@ -76,6 +76,28 @@ pub(crate) fn statuses(all: &[Status], palette: Palette, width: usize) -> String
 fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
     let mut lines = String::new();
     let mut line = |name: &str, text: &str| lines.push_str(&field(name, &printable(text), width));
+    if let Some(asked) = &status.asked {
+        match &status.answered {
+            None => {
+                let (until, otherwise) = (time(asked.deadline), asked.otherwise.words());
+                line(
+                    "WAITS",
+                    &format!("for a person's word until {until}, then it is {otherwise}"),
+                );
+                for why in &asked.why {
+                    line("", why);
+                }
+                line(
+                    "  do",
+                    &format!("cleanroom approve {0}, or approve {0} --refuse", status.case),
+                );
+            }
+            Some(answered) => {
+                let (decided, by) = (answered.decision.words(), &answered.by);
+                line("answered", &format!("it is to be {decided}, says {by}"));
+            }
+        }
+    }
     if let Some(scan) = &status.scan {
         let told = match (&scan.refused, &scan.told) {
             (Some(why), _) => format!("its bundle is not relied on: {why}"),
@@ -255,6 +277,8 @@ mod tests {
             shortfalls: Vec::new(),
             unknown: Vec::new(),
             survivors: Vec::new(),
+            asked: None,
+            answered: None,
             opened_at: at(0),
             contained_at: at(1),
             preserved_at: None,

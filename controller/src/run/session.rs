@@ -3,18 +3,18 @@
 use std::{collections::BTreeMap, env, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use cleanroom_cloud::{Caller, Cloud};
-use cleanroom_cloud_aws::{Connection, connect, connect_forensic};
-use cleanroom_contract::CaseId;
+use cleanroom_cloud::{Caller, Cloud, Deployment};
+use cleanroom_cloud_aws::{Connection, connect, connect_deployment, connect_forensic};
 use cleanroom_controller::{
     case::{Policy, Run, Shared},
     claim,
     forensic::ForensicAccount,
+    machine::{SystemClock, nonce},
     progress::Progress,
 };
 use tokio::time::{Instant, timeout};
 
-use super::{SystemClock, Usage, nonce, say};
+use super::{Usage, say};
 use crate::{
     cli::Global,
     output::Next,
@@ -174,7 +174,7 @@ impl Session {
             bounds: self.file.bounds.bounds(),
             clock: Arc::new(SystemClock),
             caller: self.caller.clone(),
-            nonce: nonce()?,
+            nonce: nonce().context("draw a nonce")?,
             shared: Arc::new(Shared::new()),
             started: self.started,
             progress,
@@ -208,11 +208,7 @@ impl Session {
     ) -> Run {
         let naming = async {
             let newest = claim::newest(&*run.cloud.store, instance, &run.caller).await;
-            let case: CaseId = match newest {
-                Ok(Some((open, false))) => open.claim.case,
-                Ok(Some((released, true))) => claim::default_case(instance, released.n + 1),
-                Ok(None) | Err(_) => claim::default_case(instance, 1),
-            };
+            let case = claim::open_or_next(instance, newest.ok().flatten().as_ref());
             let session_name = case.to_string();
             let connection = Connection { session_name, ..self.connection.clone() };
             let cloud = connect(&connection).await.ok()?;
@@ -221,6 +217,23 @@ impl Session {
             Some(Run { cloud, caller, forensic, ..run.clone() })
         };
         timeout(NAMING, naming).await.ok().flatten().unwrap_or_else(|| run.clone())
+    }
+
+    /// The port that sets the response stack up.
+    ///
+    /// # Errors
+    /// When no connection can be set up.
+    pub(super) async fn deployment(&self) -> anyhow::Result<Arc<dyn Deployment>> {
+        connect_deployment(&self.connection).await.context("connect to AWS")
+    }
+
+    /// The same account's ports, with another bucket.
+    ///
+    /// # Errors
+    /// When no connection can be set up.
+    pub(super) async fn with_bucket(&self, bucket: &str) -> anyhow::Result<Cloud> {
+        let connection = Connection { bucket: Some(bucket.to_owned()), ..self.connection.clone() };
+        connect(&connection).await.context("connect to AWS")
     }
 
     /// How the next command is typed.

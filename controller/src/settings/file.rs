@@ -1,24 +1,42 @@
-//! The settings file, `cleanroom.toml`.
+//! The settings file, `cleanroom.toml`: its text, and what of a run it decides.
+//!
+//! Touches nothing: whoever has the text, from a disk or a bucket, passes it in. What goes before the file, flags and
+//! environment, is not known here.
 
 use std::{
-    env,
-    io::Read as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use cleanroom_contract::InstanceId;
-use cleanroom_controller::case::Bounds;
+use cleanroom_contract::{InstanceId, ScanLimits, printable};
 use serde::Deserialize;
 
-use super::SettingsError;
+use super::brake::Brake;
+use crate::{
+    brake::BrakePolicy,
+    case::{Bounds, Policy},
+    room::{RoomPolicy, agent},
+};
 
-/// The largest settings file.
-const MAX_BYTES: u64 = 1 << 20;
+/// The largest settings file, in bytes.
+pub const MAX_BYTES: u64 = 1 << 20;
+
+/// A line of the file that is no setting.
+#[derive(Debug, thiserror::Error)]
+#[error("{}:{line}: {why}", printable(&path.to_string_lossy()))]
+pub struct Malformed {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub why: String,
+}
 
 /// What the file says.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct File {
+#[expect(missing_docs, reason = "named as in the file, which the README explains")]
+pub struct File {
     /// Where it is; none where there is no file.
     pub path: Option<PathBuf>,
     pub bucket: Option<String>,
@@ -31,19 +49,38 @@ pub(crate) struct File {
     pub forensic_key: Option<String>,
     /// Instances and `key=value` tags that are never contained.
     pub exempt: Vec<String>,
-    /// GuardDuty severity times ten.
+    /// GuardDuty severity from which a finding speaks for a compromise, times ten.
     pub severity_tenths: Option<u32>,
     pub lock_days: Option<u32>,
     pub image: Option<bool>,
     pub nacl: Option<bool>,
     pub room: Room,
     pub bounds: BoundsInSeconds,
+    pub brake: BrakePolicy,
+}
+
+impl File {
+    /// What it says of a response; what it leaves out is as by default. Whoever has flags puts them in front.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let default = Policy::default();
+        Policy {
+            exempt: self.exempt.clone(),
+            severity_tenths: self.severity_tenths.unwrap_or(default.severity_tenths),
+            image: self.image.unwrap_or(default.image),
+            lock_days: self.lock_days,
+            acl: self.nacl.unwrap_or(default.acl),
+            brake: self.brake.clone(),
+            ..default
+        }
+    }
 }
 
 /// What the clean room is made of, and what it looks for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Room {
+#[expect(missing_docs, reason = "named as in the file, which the README explains")]
+pub struct Room {
     /// `KEY@sha256=DIGEST`.
     pub agent: Option<String>,
     pub image: Option<String>,
@@ -65,7 +102,7 @@ pub(crate) struct Room {
 impl Room {
     /// What is wrong with it.
     fn fault(&self) -> Option<String> {
-        if let Some(Err(why)) = self.agent.as_deref().map(crate::cli::agent) {
+        if let Some(Err(why)) = self.agent.as_deref().map(agent) {
             return Some(format!("agent: {why}"));
         }
         if self.idle_seconds.is_some_and(|s| !(60..=604_800).contains(&s)) {
@@ -85,6 +122,30 @@ impl Room {
             return Some("a shared network needs zone, its subnet's".to_owned());
         }
         None
+    }
+
+    /// The room that it describes, but for the files that it names: those are read by who is on their machine.
+    #[must_use]
+    pub fn policy(&self) -> RoomPolicy {
+        let default = RoomPolicy::default();
+        RoomPolicy {
+            asked: self.agent.is_some(),
+            // An agent that is none was refused when the file was read.
+            agent: self.agent.as_deref().and_then(|text| agent(text).ok()),
+            image: self.image.as_deref().map(Into::into),
+            role: self.role.clone(),
+            zone: self.zone.clone(),
+            vpc: self.vpc.clone(),
+            subnet: self.subnet.clone(),
+            group: self.security_group.clone(),
+            boundary: self.permissions_boundary.clone(),
+            idle_seconds: self.idle_seconds.unwrap_or(default.idle_seconds),
+            limits: ScanLimits {
+                attach_seconds: self.attach_seconds.unwrap_or(default.limits.attach_seconds),
+                ..default.limits
+            },
+            ..default
+        }
     }
 }
 
@@ -107,12 +168,13 @@ struct Toml {
     nacl: Option<bool>,
     room: Option<toml::Spanned<Room>>,
     bounds: Option<toml::Spanned<BoundsInSeconds>>,
+    brake: Brake,
 }
 
 /// How long to wait for what, in seconds; what is left out stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct BoundsInSeconds {
+pub struct BoundsInSeconds {
     custody: Option<f64>,
     original: Option<f64>,
     guard: Option<f64>,
@@ -151,7 +213,8 @@ impl BoundsInSeconds {
     }
 
     /// The bounds that hold.
-    pub(crate) fn bounds(&self) -> Bounds {
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
         let default = Bounds::default();
         let or = |seconds: Option<f64>, default| {
             seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(default)
@@ -167,41 +230,17 @@ impl BoundsInSeconds {
             poll: or(self.poll, default.poll),
             call: or(self.call, default.call),
             silence: or(self.silence, default.silence),
+            wait: default.wait,
         }
     }
 }
 
-/// The file to read: the one that is named, else the first that is there of `cleanroom.toml` in the working directory
-/// and in the user's configuration folder.
-pub(crate) fn find(named: Option<&Path>) -> Option<PathBuf> {
-    if let Some(named) = named {
-        return Some(named.to_owned());
-    }
-    let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let users = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
-    let users = users.map(|folder| folder.join("cleanroom/cleanroom.toml"));
-    [Some(PathBuf::from("cleanroom.toml")), users].into_iter().flatten().find(|path| path.is_file())
-}
-
-/// Reads a settings file.
+/// Reads a settings file's text.
 ///
 /// # Errors
-/// When it can not be read, or a line of it is no setting.
-pub(crate) fn read(path: &Path) -> Result<File, SettingsError> {
-    let error = |source| SettingsError::Read { path: path.to_owned(), source };
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(error)?;
-    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(error)?;
-    if text.len() as u64 > MAX_BYTES {
-        let why = "it is larger than 1 MiB".to_owned();
-        return Err(SettingsError::Malformed { path: path.to_owned(), line: 1, why });
-    }
-    parse(path, &text)
-}
-
-/// Reads a settings file's text.
-fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
-    let malformed = |at: usize, why: String| SettingsError::Malformed {
+/// When a line of it is no setting.
+pub fn parse(path: &Path, text: &str) -> Result<File, Malformed> {
+    let malformed = |at: usize, why: String| Malformed {
         path: path.to_owned(),
         line: 1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count(),
         why,
@@ -235,6 +274,7 @@ fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
     {
         return Err(malformed(at, why));
     }
+    let brake = toml.brake.policy().map_err(|(at, why)| malformed(at, why))?;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -258,11 +298,14 @@ fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
         nacl: toml.nacl,
         room: toml.room.map(toml::Spanned::into_inner).unwrap_or_default(),
         bounds: toml.bounds.map(toml::Spanned::into_inner).unwrap_or_default(),
+        brake,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use cleanroom_controller::brake::AtDeadline;
+
     use super::*;
 
     #[test]
@@ -285,6 +328,14 @@ nacl = false
 [bounds]
 guard = 2.5
 open = 1
+
+[brake]
+per_hour = 100
+per_group = 0
+ask_after = ["trail", "message"]
+severity = 8.5
+deadline_minutes = 30
+at_deadline = "leave"
 "#;
         let file = parse(Path::new("cleanroom.toml"), text).expect("every line is a setting");
         let bounds = file.bounds.bounds();
@@ -293,6 +344,16 @@ open = 1
             (Duration::from_millis(2500), Duration::from_secs(1))
         );
         assert_eq!(bounds.custody, Bounds::default().custody);
+        let expected = BrakePolicy {
+            per_hour: 100,
+            per_group: 0,
+            ask_after: ["message", "trail"].map(str::to_owned).into(),
+            severity_tenths: 85,
+            deadline: Duration::from_secs(1800),
+            at_deadline: AtDeadline::Leave,
+            ..BrakePolicy::default()
+        };
+        assert_eq!(file.brake, expected);
         assert_eq!(file.severity_tenths, Some(70));
         let role = file.forensic_account.as_deref();
         assert_eq!(role, Some("arn:aws:iam::444455556666:role/forensic"));
@@ -329,6 +390,23 @@ open = 1
             ("[room]\nagent = \"x\"", "cleanroom.toml:1: agent: give the key and the digest"),
             ("[room]\nidle_seconds = 1", "cleanroom.toml:1: idle_seconds is from 60 to 604800"),
             ("[room]\nattach_seconds = 1", "cleanroom.toml:1: attach_seconds is from 30 to 900"),
+            ("[brake]\nper_hour = 5\nper_vpc = -1", "cleanroom.toml:3: per_vpc is from 0 to 10000"),
+            ("[brake]\nper_hour = 1.5", "cleanroom.toml:2: invalid type: floating point"),
+            ("[brake]\nper_group = 10001", "cleanroom.toml:2: per_group is from 0 to 10000"),
+            (
+                "[brake]\nask_after = [\"alarm\",\n\"sns\"]",
+                "cleanroom.toml:3: \"sns\" is no source of alerts: ask_after takes message, guardduty, alarm, security_hub, trail",
+            ),
+            ("[brake]\nseverity = 10.1", "cleanroom.toml:2: severity is from 0.0 to 10.0"),
+            (
+                "[brake]\ndeadline_minutes = 0",
+                "cleanroom.toml:2: deadline_minutes is from 1 to 10080",
+            ),
+            (
+                "[brake]\nat_deadline = \"wait\"",
+                "cleanroom.toml:2: unknown variant `wait`, expected `contain` or `leave`",
+            ),
+            ("[brake]\nper_day = 1", "cleanroom.toml:2: unknown field `per_day`, expected one of "),
             ("[bounds]\nlunch = 60", "cleanroom.toml:2: unknown field `lunch`, expected one of "),
         ] {
             let error = parse(Path::new("cleanroom.toml"), text).expect_err(text).to_string();

@@ -14,6 +14,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named for what happened")]
 pub enum Milestone {
+    Asked,
     Contained,
     Preserved,
     Failed,
@@ -27,6 +28,7 @@ impl Milestone {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Asked => "asked",
             Self::Contained => "contained",
             Self::Preserved => "preserved",
             Self::Failed => "failed",
@@ -36,9 +38,17 @@ impl Milestone {
         }
     }
 
+    /// What the instance is, for people.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Asked => "waiting for a person's word",
+            milestone => milestone.as_str(),
+        }
+    }
+
     fn severity(self) -> &'static str {
         match self {
-            Self::Contained | Self::Failed | Self::Unreported => "high",
+            Self::Asked | Self::Contained | Self::Failed | Self::Unreported => "high",
             Self::Preserved | Self::Released | Self::Reported => "info",
         }
     }
@@ -95,9 +105,10 @@ async fn send(case: &Case, (milestone, name): (Milestone, &str), lines: &[String
 fn compose(case: &Case, milestone: Milestone, lines: &[String]) -> Notice {
     let scene = &case.scene;
     let (name, severity) = (milestone.as_str(), milestone.severity());
-    let subject = format!("[cleanroom] {} {name}", scene.instance);
+    let words = milestone.words();
+    let subject = format!("[cleanroom] {} {words}", scene.instance);
     let mut text = format!(
-        "{} is {name}.\n\nCase {}, account {}, Region {}.\n",
+        "{} is {words}.\n\nCase {}, account {}, Region {}.\n",
         scene.instance, scene.case, scene.caller.account, scene.caller.region
     );
     for line in lines {

@@ -86,7 +86,7 @@ impl Entry {
                 "reported" => self.reported = Some(*seconds),
                 _ => {}
             },
-            Event::Change { .. } | Event::Note { .. } => {}
+            Event::Change { .. } | Event::Note { .. } | Event::Unlogged { .. } => {}
         }
     }
 }
@@ -221,6 +221,7 @@ pub(super) fn instance(event: &Event) -> &InstanceId {
         | Event::Note { instance, .. }
         | Event::Shortfall { instance, .. }
         | Event::Open { instance, .. }
+        | Event::Unlogged { instance, .. }
         | Event::Milestone { instance, .. } => instance,
     }
 }
@@ -238,7 +239,11 @@ pub(super) fn line(event: &Event) -> Option<String> {
             format!("OPEN: {interface} allows all traffic and is being closed again")
         }
         Event::Waiting { step, what, .. } => format!("{step} waits for {what}"),
-        Event::Started { .. } | Event::Change { .. } | Event::Ended { .. } | Event::Note { .. } => {
+        Event::Started { .. }
+        | Event::Change { .. }
+        | Event::Ended { .. }
+        | Event::Note { .. }
+        | Event::Unlogged { .. } => {
             return None;
         }
     };

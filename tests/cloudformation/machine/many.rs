@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use cleanroom_harness::asl::{Answer, Call, Ended, World, edges, walk};
 use serde_json::{Value, json};
 
-use super::{
-    asl::{Answer, Call, Ended, World, edges, walk},
-    machine,
-};
+use super::machine;
 
 /// What Step Functions and Lambda answer for each case.
 #[derive(Default)]

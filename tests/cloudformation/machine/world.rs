@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use cleanroom_harness::asl::{Answer, Call, World};
 use serde_json::{Value, json};
-
-use super::asl::{Answer, Call, World};
 
 /// What people answer to being asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -237,6 +237,11 @@ fn the_step_may_do_exactly_what_the_command_line_does_without_a_person() {
             ][..],
         ),
         (
+            "respond --via aws",
+            &["states:DescribeExecution", "states:GetExecutionHistory", "states:StartExecution"],
+        ),
+        ("approve", &["states:SendTaskFailure", "states:SendTaskSuccess"]),
+        (
             "revoke --principal",
             &[
                 "iam:GetUserPolicy",

@@ -10,6 +10,7 @@
     reason = "the demo and the self-test are commands for people: what they print is their product"
 )]
 
+pub mod asl;
 pub mod bench;
 pub mod damage;
 pub mod demo;
@@ -21,6 +22,7 @@ pub mod incident;
 pub mod kernel;
 mod lints;
 mod memory;
+pub mod numbers;
 pub mod release;
 pub mod response;
 pub mod room;

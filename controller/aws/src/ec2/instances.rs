@@ -55,6 +55,14 @@ pub(crate) async fn find(clients: &Clients, query: &InstanceQuery) -> Result<Vec
     }
 }
 
+/// Those of these instances that are there: a filter, unlike a list of ids, fails for none that is not.
+pub(crate) async fn those_of(clients: &Clients, ids: &[InstanceId]) -> Result<Vec<Instance>> {
+    let Some(first) = ids.first() else { return Ok(Vec::new()) };
+    let resource = format!("{first} and {} more", ids.len() - 1);
+    let filters = vec![filter("instance-id", ids.iter().map(InstanceId::as_str))];
+    by_filters(clients, &resource, filters).await
+}
+
 /// Instances of these ids. One that is not there fails all of them, so callers ask for what they know to be there.
 async fn by_ids(clients: &Clients, ids: BTreeSet<String>) -> Result<Vec<Instance>> {
     let resource = ids.iter().map(String::as_str).collect::<Vec<_>>().join(",");

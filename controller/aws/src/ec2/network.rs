@@ -1,5 +1,7 @@
 //! Interfaces, security groups and network ACLs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use aws_sdk_ec2::types::{
     IpPermission, NetworkAcl as DescribedAcl, NetworkAclEntry, NetworkInterface,
     NetworkInterfaceAssociation, NetworkInterfaceAttribute, RuleAction,
@@ -22,6 +24,7 @@ use crate::{
 const INTERFACES: &str = "ec2:DescribeNetworkInterfaces";
 const GROUPS: &str = "ec2:DescribeSecurityGroups";
 const ACLS: &str = "ec2:DescribeNetworkAcls";
+const NAT_GATEWAYS: &str = "ec2:DescribeNatGateways";
 const PREFIX_LISTS: &str = "ec2:DescribeManagedPrefixLists";
 
 /// The entry that denies whatever no other one matched; every ACL has it and nobody can change it.
@@ -226,6 +229,22 @@ pub(crate) async fn acls_of(clients: &Clients, vpc: &VpcId) -> Result<Vec<Networ
     pages.into_iter().flat_map(|page| page.network_acls.unwrap_or_default()).map(acl).collect()
 }
 
+/// The public addresses of all NAT gateways, by VPC. Of one that was deleted within the hour too, which EC2 still tells of:
+/// what is compared with these may be as old.
+pub(crate) async fn egress_addresses(
+    clients: &Clients,
+) -> Result<BTreeMap<VpcId, BTreeSet<String>>> {
+    let stream = clients.ec2.describe_nat_gateways().into_paginator().send();
+    let pages = pages::all(NAT_GATEWAYS, "", stream).await?;
+    let mut addresses: BTreeMap<VpcId, BTreeSet<String>> = BTreeMap::new();
+    for gateway in pages.into_iter().flat_map(|page| page.nat_gateways.unwrap_or_default()) {
+        let Some(vpc) = gateway.vpc_id() else { continue };
+        let public = gateway.nat_gateway_addresses().iter().filter_map(|a| a.public_ip());
+        addresses.entry(VpcId::from(vpc)).or_default().extend(public.map(str::to_owned));
+    }
+    Ok(addresses)
+}
+
 /// The id of a managed prefix list, by its name.
 pub(crate) async fn prefix_list(clients: &Clients, name: &str) -> Result<Option<String>> {
     let filter = filter("prefix-list-name", [name]);
@@ -267,4 +286,56 @@ fn acl_entry(acl: &str, entry: &NetworkAclEntry) -> Result<AclEntry> {
         cidr: block.unwrap_or_default().to_owned(),
         protocol: entry.protocol().unwrap_or_default().to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{canned::canned, ec2::instances::those_of};
+
+    #[tokio::test]
+    async fn egress_addresses_are_told_by_vpc() {
+        let gateway = |id: &str, vpc: &str, addresses: &[&str]| {
+            let addresses: String = addresses
+                .iter()
+                .map(|address| format!("<item><publicIp>{address}</publicIp></item>"))
+                .collect();
+            format!(
+                "<item><natGatewayId>{id}</natGatewayId><vpcId>{vpc}</vpcId>\
+                 <natGatewayAddressSet>{addresses}</natGatewayAddressSet></item>"
+            )
+        };
+        let page = [
+            gateway("nat-1", "vpc-1", &["198.51.100.1", "198.51.100.2"]),
+            gateway("nat-2", "vpc-1", &["198.51.100.3"]),
+            // A private one.
+            gateway("nat-3", "vpc-2", &[]),
+        ]
+        .concat();
+        let answer = format!(
+            "<DescribeNatGatewaysResponse><natGatewaySet>{page}</natGatewaySet></DescribeNatGatewaysResponse>"
+        );
+        let canned = canned(None, move |_, _| (200, answer.clone()));
+        let egress = egress_addresses(&canned.clients).await.expect("an answer");
+        let addresses: Vec<_> = egress[&VpcId::from("vpc-1")].iter().map(String::as_str).collect();
+        assert_eq!(addresses, ["198.51.100.1", "198.51.100.2", "198.51.100.3"]);
+        assert!(egress[&VpcId::from("vpc-2")].is_empty());
+        assert_eq!(canned.sent().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn many_instances_are_asked_for_by_a_filter_since_a_list_fails_for_one_that_is_not() {
+        let answer = "<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>";
+        let canned = canned(None, move |_, _| (200, answer.to_owned()));
+        let ids =
+            ["i-0123456789abcdef0", "i-0fedcba9876543210"].map(|id| id.parse().expect("an id"));
+        assert!(those_of(&canned.clients, &ids).await.expect("an answer").is_empty());
+        let sent = canned.sent();
+        assert_eq!(sent.len(), 1);
+        assert!(sent[0].contains("Filter.1.Name=instance-id"), "{sent:?}");
+        assert!(sent[0].contains("Filter.1.Value.2=i-0fedcba9876543210"), "{sent:?}");
+        assert!(!sent[0].contains("InstanceId.1"), "{sent:?}");
+        assert!(those_of(&canned.clients, &[]).await.expect("no answer is needed").is_empty());
+        assert_eq!(canned.sent().len(), 1, "nobody is asked about nobody");
+    }
 }

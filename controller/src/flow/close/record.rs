@@ -7,7 +7,7 @@ use cleanroom_contract::{CaseId, Timestamp};
 
 use super::markdown::text;
 use crate::{
-    flow::find,
+    flow::{approval::Decision, find},
     journal::{
         Ledger,
         event::{Body, CustodyEvent, Outcome},
@@ -177,10 +177,10 @@ fn sentence(body: &Body) -> String {
             text(milestone),
             text(message.as_deref().unwrap_or("without an id"))
         ),
-        Body::Short { shortfalls } if shortfalls.is_empty() => {
+        Body::Short { shortfalls, .. } if shortfalls.is_empty() => {
             "nothing is short any more".to_owned()
         }
-        Body::Short { shortfalls } => {
+        Body::Short { shortfalls, .. } => {
             format!("ended with this short: {}", list(shortfalls.iter().map(|s| text(&s.what))))
         }
         Body::Released { reason, forced } => released(reason.as_deref(), *forced),
@@ -213,8 +213,20 @@ fn sentence(body: &Body) -> String {
             text(stack),
             list(left.iter().map(|what| text(what)))
         ),
+        Body::Asked { why, deadline, otherwise } => format!(
+            "asked people whether to contain, until {}; {} where nobody answers: {}",
+            time(*deadline),
+            otherwise.words(),
+            list(why.iter().map(|why| text(why)))
+        ),
+        Body::Answered { decision, by, reason } => answered(*decision, by, reason.as_deref()),
         Body::Acted { what, outcomes } => format!("{}: {}", text(what), ended(outcomes)),
     }
+}
+
+fn answered(decision: Decision, by: &str, reason: Option<&str>) -> String {
+    let reason = text(reason.unwrap_or("no reason given"));
+    format!("answered that it is {}, as {} ({reason})", decision.words(), text(by))
 }
 
 fn released(reason: Option<&str>, forced: bool) -> String {
@@ -250,6 +262,7 @@ fn approvals(closing: &Closing<'_>) -> String {
                 format!("asked for the response ({reason})")
             }
             Body::Released { reason, forced } => released(reason.as_deref(), *forced),
+            Body::Answered { decision, by, reason } => answered(*decision, by, reason.as_deref()),
             Body::Acted { what, .. } => text(what),
             _ => continue,
         };

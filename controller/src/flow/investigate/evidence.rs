@@ -71,6 +71,12 @@ impl Coverage {
         self.snapshots.keys().filter(|volume| self.is_due(volume))
     }
 
+    /// Their GiB.
+    pub(super) fn rest_gib(&self) -> u64 {
+        let rest = self.snapshots.iter().filter(|(volume, _)| self.is_due(volume));
+        rest.map(|(_, snapshot)| u64::from(snapshot.size)).sum()
+    }
+
     /// Whether there is one among them that no order has named.
     pub(super) fn has_new(&self) -> bool {
         self.rest().any(|volume| !self.was_ordered(volume))

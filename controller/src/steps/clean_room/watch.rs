@@ -217,6 +217,8 @@ pub enum Told {
     Silent(String),
     /// What the room tells can not be read: that says nothing about the scan.
     Unread(String),
+    /// It goes on, and is not waited for.
+    UnderWay,
 }
 
 /// How long a scan of so many GiB may take: two hours, and thirty seconds a GiB.
@@ -267,6 +269,11 @@ pub async fn until_told(case: &Case, scan: &ScanId, gib: u64, heard: &mut Heard)
             (None, Some(why)) => return Told::Silent(why.to_owned()),
             (None, None) => {}
         }
+        if let Some(most) = case.bounds.wait
+            && wait.began.elapsed() >= most
+        {
+            return unwaited(case, heard);
+        }
         if wait.is_quiet() {
             wait.listen_to_others().await;
         }
@@ -280,6 +287,19 @@ pub async fn until_told(case: &Case, scan: &ScanId, gib: u64, heard: &mut Heard)
         tokio::time::sleep(wait.pause).await;
         wait.pause = (wait.pause * 2).min(case.bounds.poll);
     }
+}
+
+/// How a scan stands that is not waited for: its silence counts from what its room told last, whoever listened.
+fn unwaited(case: &Case, heard: &Heard) -> Told {
+    let quiet = heard.at.map_or(0, |at| case.journal.now().seconds.saturating_sub(at.seconds));
+    if quiet <= case.bounds.silence.as_secs().cast_signed() {
+        return Told::UnderWay;
+    }
+    Told::Silent(format!(
+        "it has told nothing for {} minutes; the last was: {}",
+        quiet / 60,
+        heard.newest
+    ))
 }
 
 /// One scan being waited for.

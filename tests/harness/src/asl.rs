@@ -19,11 +19,11 @@ const MOST_CAUSE: usize = 32_768;
 const MOST_TRANSITIONS: usize = 20_000;
 
 /// The error of a walk that does not end.
-pub(super) const ENDLESS: &str = "endless";
+pub const ENDLESS: &str = "endless";
 
 /// What a task comes to.
 #[derive(Clone, Debug)]
-pub(super) enum Answer {
+pub enum Answer {
     /// It answers with this.
     Result(Value),
     /// It fails with this error.
@@ -34,14 +34,17 @@ pub(super) enum Answer {
 
 /// A task, as it is attempted.
 #[derive(Debug)]
-pub(super) struct Call<'a> {
-    pub(super) state: &'a str,
-    pub(super) resource: &'a str,
-    pub(super) parameters: &'a Value,
+pub struct Call<'a> {
+    /// The state's name.
+    pub state: &'a str,
+    /// The integration, `arn:…:states:::lambda:invoke`.
+    pub resource: &'a str,
+    /// What it is given.
+    pub parameters: &'a Value,
 }
 
 /// Everything outside the machine.
-pub(super) trait World {
+pub trait World {
     /// Answers a task.
     fn answer(&mut self, call: &Call<'_>) -> Answer;
     /// An error with which a Parallel or a Map fails by itself.
@@ -52,7 +55,7 @@ pub(super) trait World {
 
 /// How a walk ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub enum Ended {
     /// In this state, which succeeds.
     Succeeded(String),
     /// With this error.
@@ -61,20 +64,21 @@ pub(super) enum Ended {
 
 /// A walk from the start to an end.
 #[derive(Clone, Debug)]
-pub(super) struct Walk {
-    pub(super) ended: Ended,
+pub struct Walk {
+    /// How it ended.
+    pub ended: Ended,
     /// From which state to which.
-    pub(super) edges: BTreeSet<(String, String)>,
+    pub edges: BTreeSet<(String, String)>,
     /// States whose branches an error stopped.
-    pub(super) stopped: Vec<String>,
+    pub stopped: Vec<String>,
     /// Tasks, with the second at which each was first attempted.
-    pub(super) tasks: Vec<(String, u64)>,
+    pub tasks: Vec<(String, u64)>,
     /// Events in the execution's history.
-    pub(super) events: u64,
+    pub events: u64,
 }
 
 /// Walks a machine from its input to an end.
-pub(super) fn walk(machine: &Value, input: &Value, world: &mut dyn World) -> Walk {
+pub fn walk(machine: &Value, input: &Value, world: &mut dyn World) -> Walk {
     check(machine, &["Comment", "StartAt", "TimeoutSeconds", "States"]);
     let execution =
         json!({"Name": "run-1", "StartTime": "2026-01-02T03:04:05.678Z", "Input": input});
@@ -99,7 +103,7 @@ pub(super) fn walk(machine: &Value, input: &Value, world: &mut dyn World) -> Wal
 }
 
 /// Every transition that a machine describes, by the states' names: `Next`, `Default`, of choices and of catchers.
-pub(super) fn edges(machine: &Value) -> BTreeSet<(String, String)> {
+pub fn edges(machine: &Value) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for (name, state) in states(machine) {
         let mut targets = vec![&state["Next"], &state["Default"]];
@@ -116,7 +120,7 @@ pub(super) fn edges(machine: &Value) -> BTreeSet<(String, String)> {
 }
 
 /// Every state, with those of branches and of items.
-pub(super) fn all_states(machine: &Value) -> BTreeMap<String, Value> {
+pub fn all_states(machine: &Value) -> BTreeMap<String, Value> {
     let mut found = BTreeMap::new();
     for (name, state) in states(machine) {
         let twice = found.insert(name.clone(), state.clone());

@@ -1,0 +1,395 @@
+//! The state machine that is shipped, walked with the steps themselves against the cloud in memory: it comes to what
+//! `respond` comes to, whatever fails on the way.
+
+use std::{cell::RefCell, collections::BTreeSet, fs, time::Duration};
+
+use cleanroom_cloud_fake::{FakeCloud, RoomEnds, World};
+use cleanroom_contract::CaseId;
+use cleanroom_controller::{
+    case::{Policy, Run},
+    execution::Ask,
+    flow::{contain_only, single, status},
+    journal::{self, Ledger, verify},
+};
+use cleanroom_harness::{
+    asl::{self, Answer, Call, Ended, Walk},
+    tools::workspace_root,
+};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::support::{
+    assert_contained, changes_since, everything, respond, respond_to, run, suspect,
+};
+
+/// What becomes of a function's invocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It never runs.
+    Crash,
+    /// It does its work, and its answer is lost.
+    Lost,
+    /// It never runs, the first time.
+    Throttled,
+}
+
+/// The functions, in this account.
+struct Functions {
+    runtime: Runtime,
+    cloud: FakeCloud,
+    policy: Policy,
+    /// What happens to the invocations of one state.
+    fate: Option<(String, Fate)>,
+    /// After so many invocations nothing answers any more: the execution was stopped.
+    stops: Option<usize>,
+    /// The states whose functions were invoked, each with its facts.
+    invoked: RefCell<Vec<(String, Value)>>,
+}
+
+impl Functions {
+    /// In a new account.
+    fn new(world: &World, policy: Policy) -> Self {
+        let runtime = runtime();
+        let cloud = runtime.block_on(async { FakeCloud::new(world.clone()) });
+        Self { runtime, cloud, policy, fate: None, stops: None, invoked: RefCell::default() }
+    }
+
+    fn walk(&mut self) -> Walk {
+        let input = json!({ "instance": suspect(), "case": case(), "reason": "a test" });
+        asl::walk(&machine(), &input, self)
+    }
+
+    fn invoke(&self, payload: &Value) -> Answer {
+        let ask: Ask = serde_json::from_value(payload.clone()).expect("what the machine asks");
+        let done = self.runtime.block_on(async {
+            // Time passes between two states.
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let mut run = run(&self.cloud, self.policy.clone(), None).await;
+            run.started = tokio::time::Instant::now();
+            let done = match payload["step"].as_str() {
+                Some("contain") => contain_only::contain(&run, &ask).await,
+                _ => single::perform(&run, &ask).await,
+            };
+            run.shared.finish_units().await;
+            if payload["step"] == "clean_room" && done.is_ok() {
+                // The room's agent ends the task.
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+            }
+            done
+        });
+        match done {
+            Ok(facts) => {
+                let step = payload["step"].as_str().unwrap_or_default();
+                let most = match step {
+                    "open" => 64 << 10,
+                    "preserve" => 8 << 10,
+                    _ => 2 << 10,
+                };
+                assert!(facts.to_string().len() <= most, "{step} says too much: {facts}");
+                Answer::Result(facts)
+            }
+            Err(failed) if failed.retryable => Answer::Error("Cleanroom.Retryable".to_owned()),
+            Err(_) => Answer::Error("Cleanroom.Failed".to_owned()),
+        }
+    }
+}
+
+impl asl::World for Functions {
+    fn answer(&mut self, call: &Call<'_>) -> Answer {
+        let payload = &call.parameters["Payload"];
+        if payload.is_null() {
+            return Answer::Result(json!({"MessageId": "1"}));
+        }
+        let number = self.invoked.borrow().len();
+        self.invoked.borrow_mut().push((call.state.to_owned(), Value::Null));
+        if self.stops.is_some_and(|stops| number >= stops) {
+            return Answer::Nothing;
+        }
+        let fate =
+            self.fate.as_ref().filter(|(state, _)| state == call.state).map(|(_, fate)| *fate);
+        let answer = match fate {
+            Some(Fate::Crash) => Answer::Error("Runtime.ExitError".to_owned()),
+            Some(Fate::Lost) => {
+                self.invoke(payload);
+                Answer::Nothing
+            }
+            Some(Fate::Throttled) => {
+                self.fate = None;
+                Answer::Error("Lambda.TooManyRequestsException".to_owned())
+            }
+            None => self.invoke(payload),
+        };
+        if let Answer::Result(facts) = &answer {
+            self.invoked.borrow_mut()[number].1 = facts.clone();
+        }
+        answer
+    }
+
+    fn breaks(&mut self, _state: &str) -> Option<String> {
+        None
+    }
+
+    fn talks(&self) -> bool {
+        false
+    }
+}
+
+fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().expect("a runtime")
+}
+
+fn machine() -> Value {
+    let path = workspace_root().join("cloudformation/response.asl.json");
+    serde_json::from_str(&fs::read_to_string(path).expect("the machine")).expect("JSON")
+}
+
+fn tasks() -> Vec<String> {
+    let all = asl::all_states(&machine());
+    all.into_iter().filter(|(_, state)| state["Type"] == "Task").map(|(name, _)| name).collect()
+}
+
+fn case() -> CaseId {
+    format!("{}-1", suspect()).parse().expect("a case id")
+}
+
+async fn ledger(cloud: &FakeCloud) -> Ledger {
+    let events = journal::read(&*cloud.cloud().store, &case()).await.expect("the log");
+    Ledger::of(events.iter().map(|(event, _)| event))
+}
+
+fn done() -> Ended {
+    Ended::Succeeded("Done".to_owned())
+}
+
+/// The changes that were made, whoever made them in which order. Ids that the cloud gives are left out.
+fn changes(cloud: &FakeCloud) -> BTreeSet<String> {
+    let masked = |word: &str| match word.split_once("-0a000000") {
+        Some((kind, _)) => kind.to_owned(),
+        None => word.to_owned(),
+    };
+    let of = |change: String| change.split(' ').take(4).map(masked).collect::<Vec<_>>().join(" ");
+    let changes = changes_since(cloud, 0).into_iter();
+    // The log of several writers has other numbers.
+    changes.filter(|change| !change.contains("/custody/")).map(of).collect()
+}
+
+#[test]
+fn the_machine_comes_to_what_respond_comes_to() {
+    let world = World::full();
+    let mut functions = Functions::new(&world, everything());
+    let cloud = functions.cloud.clone();
+    let walk = functions.walk();
+    assert_eq!(walk.ended, done(), "{:#?}", functions.invoked);
+    let by_hand = functions.runtime.block_on(async {
+        assert_contained(&cloud, &world, "machine").await;
+        let by_hand = FakeCloud::new(world.clone());
+        let report = respond(&by_hand, None).await;
+        let ledger = ledger(&cloud).await;
+        assert_eq!(ledger.shortfalls, report.shortfalls);
+        assert!(ledger.notified.contains("contained") && ledger.notified.contains("preserved"));
+        by_hand
+    });
+    let (ours, theirs) = (changes(&cloud), changes(&by_hand));
+    let differ: Vec<_> = ours.symmetric_difference(&theirs).collect();
+    assert!(differ.is_empty(), "{differ:#?}");
+}
+
+#[test]
+fn a_room_is_launched_awaited_and_read_back() {
+    let mut world = World::full();
+    world.add_agent();
+    let mut functions = Functions::new(&world, Policy::default());
+    let cloud = functions.cloud.clone();
+    let walk = functions.walk();
+    assert_eq!(walk.ended, done(), "{:#?}", functions.invoked);
+    let invoked = functions.invoked.borrow();
+    let read = invoked.iter().rfind(|(state, _)| state == "Read back").expect("it is read back");
+    assert_eq!(read.1["going"], false, "{invoked:#?}");
+    assert!(read.1["scan"].is_string() && read.1["findings"].is_object(), "{read:?}");
+    let report = invoked.last().expect("a report").1.clone();
+    assert_eq!(report["reported"], true, "{report}");
+    functions.runtime.block_on(async {
+        let ledger = ledger(&cloud).await;
+        assert_eq!(ledger.reports.len(), 1);
+        assert_eq!(ledger.shortfalls, Vec::new());
+    });
+    assert_eq!(cloud.with(|w| w.built.len()), 1);
+}
+
+#[test]
+fn a_room_that_fails_is_told_of_and_costs_nothing_else() {
+    let mut world = World::full();
+    world.add_agent();
+    world.room.ends = RoomEnds::Fails("no disks".to_owned());
+    let mut functions = Functions::new(&world, everything());
+    let cloud = functions.cloud.clone();
+    let walk = functions.walk();
+    assert_eq!(walk.ended, done(), "{:#?}", functions.invoked);
+    functions.runtime.block_on(async {
+        assert_contained(&cloud, &world, "a room that fails").await;
+        let ledger = ledger(&cloud).await;
+        assert!(!ledger.shortfalls.is_empty() && ledger.reports.is_empty(), "{ledger:#?}");
+    });
+}
+
+#[test]
+fn whatever_function_fails_the_instance_is_contained() {
+    let mut left = Vec::new();
+    for fate in [Fate::Crash, Fate::Lost, Fate::Throttled] {
+        for state in tasks() {
+            let world = World::full();
+            let mut functions = Functions::new(&world, Policy::default());
+            let cloud = functions.cloud.clone();
+            functions.fate = Some((state.clone(), fate));
+            let walk = functions.walk();
+            if !cloud.world().is_cut(&suspect()) {
+                left.push(format!("{state} {fate:?}: {:?}", walk.ended));
+            }
+            functions.runtime.block_on(async {
+                let verdict =
+                    verify::verify(&*cloud.cloud().store, &case()).await.expect("the store");
+                assert!(verdict.faults.is_empty(), "{state} {fate:?}: {:#?}", verdict.faults);
+            });
+            let sets = cloud.with(|w| {
+                let sets = w.snapshots.iter().filter_map(|s| s.tags.get("cleanroom:set"));
+                sets.cloned().collect::<BTreeSet<_>>().len()
+            });
+            assert!(sets <= 1, "{state} {fate:?}: {sets} sets of snapshots");
+        }
+    }
+    assert!(left.is_empty(), "{left:#?}");
+}
+
+#[test]
+fn an_execution_that_was_stopped_is_started_anew_and_goes_on() {
+    let all = {
+        let mut functions = Functions::new(&World::full(), everything());
+        functions.walk();
+        functions.invoked.borrow().len()
+    };
+    for stops in 0..all {
+        let world = World::full();
+        let mut functions = Functions::new(&world, everything());
+        let cloud = functions.cloud.clone();
+        functions.stops = Some(stops);
+        functions.walk();
+        functions.stops = None;
+        functions.invoked.borrow_mut().clear();
+        assert_eq!(functions.walk().ended, done(), "stopped after {stops}");
+        functions.runtime.block_on(async {
+            assert_contained(&cloud, &world, &format!("stopped after {stops}")).await;
+            assert_eq!(ledger(&cloud).await.shortfalls, Vec::new(), "stopped after {stops}");
+        });
+    }
+}
+
+#[test]
+fn who_is_exempt_is_refused_and_people_are_told() {
+    let policy = Policy { exempt: vec![suspect().to_string()], ..Policy::default() };
+    let mut functions = Functions::new(&World::plain(), policy);
+    let cloud = functions.cloud.clone();
+    assert_eq!(functions.walk().ended, Ended::Succeeded("Refused".to_owned()));
+    let changes = changes(&cloud);
+    assert!(changes.iter().all(|change| change.starts_with("sns:Publish")), "{changes:?}");
+    cloud.with(|w| {
+        assert_eq!(w.bucket.keys("instances/"), Vec::<String>::new());
+        let told = format!("{:?}", w.notices);
+        assert!(told.contains("refused") && told.contains("exempt"), "{told}");
+    });
+}
+
+#[test]
+fn without_a_bucket_it_is_contained_and_what_was_not_logged_is_told() {
+    let mut functions = Functions::new(&World::full(), Policy::default());
+    let cloud = functions.cloud.clone();
+    cloud.outage("s3");
+    functions.walk();
+    assert!(cloud.world().is_cut(&suspect()), "{:#?}", functions.invoked);
+    let invoked = functions.invoked.borrow();
+    let open = &invoked.iter().find(|(state, _)| state == "Open").expect("it is opened").1;
+    assert!(open["original"].is_object() && open["weak"].is_string(), "{open}");
+    assert!(invoked.iter().any(|(_, facts)| facts["late"].as_u64() > Some(0)), "{invoked:#?}");
+}
+
+#[test]
+fn nothing_is_done_to_a_case_that_a_person_released() {
+    runtime().block_on(async {
+        let cloud = FakeCloud::new(World::full());
+        let at_work = run(&cloud, Policy::default(), None).await;
+        respond_to(&at_work, &suspect()).await.expect("contained");
+        let proposal = cleanroom_controller::flow::release::propose(&at_work, &case()).await;
+        let proposal = proposal.expect("it can be released");
+        cleanroom_controller::flow::release::carry_out(&at_work, proposal, None).await.expect("it is released");
+        let before = cloud.calls().len();
+        for step in ["isolate", "revoke", "snapshot", "contain"] {
+            let asked = json!({ "step": step, "instance": suspect(), "case": case(), "open": {"case": case()} });
+            let ask: Ask = serde_json::from_value(asked).expect("an ask");
+            let failed = single::perform(&at_work, &ask).await.expect_err("it was released");
+            assert!(!failed.retryable && failed.why.contains("released"), "{step}: {failed}");
+        }
+        assert_eq!(changes_since(&cloud, before as u64), Vec::<String>::new());
+    });
+}
+
+/// Contained, and looked after.
+async fn contained(cloud: &FakeCloud) -> Run {
+    let at_work = run(cloud, Policy::default(), None).await;
+    respond_to(&at_work, &suspect()).await.expect("contained");
+    run(cloud, Policy::default(), None).await
+}
+
+#[test]
+fn what_is_undone_behind_our_back_is_done_again() {
+    let world = World::full();
+    runtime().block_on(async {
+        let cloud = FakeCloud::new(world.clone());
+        let at_work = contained(&cloud).await;
+        let watched = contain_only::watch(&at_work).await.expect("the cases");
+        assert_eq!(watched.len(), 1);
+        assert_eq!((watched[0].contained, watched[0].drift.len()), (Some(true), 0), "{watched:?}");
+        let undo = || {
+            cloud.with(|w| {
+                let before = world.machine(&suspect()).expect("the suspect").cards.clone();
+                for card in before {
+                    let now = w.card_mut(&card.interface.id).expect("its card");
+                    now.interface.groups = card.interface.groups.clone();
+                }
+            });
+        };
+        undo();
+        let watched = contain_only::watch(&at_work).await.expect("the cases");
+        assert!(!watched[0].drift.is_empty() && watched[0].contained == Some(true), "{watched:?}");
+        assert!(cloud.world().is_cut(&suspect()));
+        undo();
+        let interface =
+            world.machine(&suspect()).expect("the suspect").cards[0].interface.id.clone();
+        let event =
+            |name: &str| json!({"detail": {"requestParameters": {"networkInterfaceId": name}}});
+        let nobodys = contain_only::concerning(&at_work, &event("eni-0fedcba9876543210")).await;
+        assert_eq!(nobodys.expect("it is looked up"), Vec::<Value>::new());
+        assert!(!cloud.world().is_cut(&suspect()));
+        let ours = contain_only::concerning(&at_work, &event(interface.as_str())).await;
+        assert_eq!(ours.expect("it is looked up").len(), 1);
+        assert!(cloud.world().is_cut(&suspect()));
+        let status = status::status(&at_work, &case()).await.expect("its status");
+        assert!(status.drift.is_empty(), "{status:#?}");
+    });
+}
+
+#[test]
+fn an_execution_that_ended_before_its_time_leaves_an_instance_contained() {
+    runtime().block_on(async {
+        let cloud = FakeCloud::new(World::full());
+        let at_work = run(&cloud, Policy::default(), None).await;
+        let input = json!({ "instance": suspect(), "case": case() }).to_string();
+        let event = json!({ "detail": { "status": "FAILED", "input": input } });
+        let done = contain_only::concerning(&at_work, &event).await.expect("it is contained");
+        assert_eq!(done[0]["contained"], true, "{done:?}");
+        at_work.shared.finish_units().await;
+        assert!(cloud.world().is_cut(&suspect()));
+        assert!(
+            contain_only::concerning(&at_work, &json!({"detail": {"input": "?"}})).await.is_err()
+        );
+    });
+}
