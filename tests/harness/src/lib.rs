@@ -24,6 +24,7 @@ mod lints;
 mod memory;
 pub mod numbers;
 pub mod release;
+pub mod response;
 pub mod room;
 pub mod selftest;
 pub mod template;
