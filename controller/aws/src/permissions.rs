@@ -17,8 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-pub use self::drill::drill_policy;
-pub use self::table::{DEPLOY, FORENSIC, TABLE};
+pub use self::{
+    drill::drill_policy,
+    table::{DEPLOY, FORENSIC, TABLE},
+};
 
 /// An operation of an AWS service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
