@@ -19,6 +19,7 @@ use cleanroom_controller::{
         fetch,
     },
     journal::digest,
+    machine::nonce,
     room::LATEST,
     steps::clean_room::artifacts::{keep, key},
 };
@@ -27,7 +28,7 @@ use self::programs::Programs;
 use super::{
     FAILED, Shape, Usage, account,
     hint::Hint,
-    nonce, print, say,
+    print, say,
     session::{Opening, Session},
     signals::{Ended, Signals},
 };
@@ -126,7 +127,7 @@ async fn site(session: &Session, opening: &Opening, bucket: &str) -> anyhow::Res
         artifacts: session.with_bucket(bucket).await?.store,
         account: session.caller.account.clone(),
         stack: opening.global.stack.clone(),
-        nonce: nonce()?,
+        nonce: nonce().context("draw a nonce")?,
         poll: POLL,
     })
 }
