@@ -6,7 +6,9 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cleanroom_contract::{CaseId, ScanId, Sha256};
-use cleanroom_controller::{case::Step, steps::revoke::principal::Principal};
+use cleanroom_controller::{
+    case::Step, flow::drill::INSTANCE_TYPE, steps::revoke::principal::Principal,
+};
 
 /// Contains EC2 instances and preserves their evidence: cut off and read back within seconds, every volume
 /// snapshotted, every act in a custody log, and back to what was there on a person's word.
@@ -129,8 +131,10 @@ pub(crate) enum Command {
     Rescan(Box<Rescan>),
     /// Delete a case's clean room; snapshots, records, bundles and the custody log stay.
     Teardown(Teardown),
-    /// Put the programs of a clean room into the bucket.
-    Deploy(Deploy),
+    /// Set up or change the response stack, and put the programs of a clean room into the bucket.
+    Deploy(Box<Deploy>),
+    /// Rehearse: launch a harmless instance, respond to it, tell the times, take it all away again.
+    Drill(Drill),
     /// List the cases of this account and Region.
     Cases,
     /// The custody log.
@@ -311,13 +315,76 @@ pub(crate) struct Teardown {
 
 #[derive(Debug, Args)]
 pub(crate) struct Deploy {
-    /// Folder with cleanroom-agent, and with SHA256SUMS where its digest is to be compared.
-    #[arg(long, value_name = "DIR")]
-    pub artifacts: PathBuf,
+    /// Folder with cleanroom-agent and cleanroom-lambda.zip, and with SHA256SUMS where digests are to be compared:
+    /// cargo package-release makes it.
+    #[arg(long, value_name = "DIR", required_unless_present = "delete")]
+    pub artifacts: Option<PathBuf>,
 
     /// Offline bundle of tools for investigators, which rooms unpack: cargo package-tools makes it.
     #[arg(long, value_name = "FILE")]
     pub tools: Option<PathBuf>,
+
+    /// Upload agent and tools alone, into the evidence bucket that is configured; the response stack stays as it is.
+    #[arg(long, conflicts_with_all = ["settings", "parameters", "artifacts_bucket", "delete"])]
+    pub agent_only: bool,
+
+    /// Settings of the response stack's functions [default: those that it has].
+    #[arg(long, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+
+    /// Parameter of the response stack [default: what it has]. May be given several times.
+    #[arg(long = "parameter", value_name = "NAME=VALUE", value_parser = parameter)]
+    pub parameters: Vec<(String, String)>,
+
+    /// Bucket of programs, state machines and template [default: what the stack has, else
+    /// cleanroom-artifacts-ACCOUNT-REGION; made where it is not there].
+    #[arg(long, value_name = "NAME")]
+    pub artifacts_bucket: Option<String>,
+
+    /// Role in which people respond and release, for the policy that reserves tags. May be given several times.
+    #[arg(long, value_name = "ROLE_ARN")]
+    pub exempt: Vec<String>,
+
+    /// Delete the response stack. Evidence, its key and the logs stay.
+    #[arg(long, conflicts_with_all = ["artifacts", "tools", "settings", "parameters", "artifacts_bucket", "exempt"])]
+    pub delete: bool,
+
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    let (name, value) =
+        text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("give NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drill {
+    /// Subnet of the instance [default: one of the default VPC].
+    #[arg(long, value_name = "SUBNET")]
+    pub subnet: Option<String>,
+
+    /// Type of the instance.
+    #[arg(long, value_name = "TYPE", default_value = INSTANCE_TYPE)]
+    pub instance_type: String,
+
+    /// AMI of the instance [default: Amazon's newest Amazon Linux 2023].
+    #[arg(long, value_name = "AMI")]
+    pub image_id: Option<String>,
+
+    /// Leave everything as the response left it; --clean takes it away later.
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Launch nothing: take away what an earlier drill left.
+    #[arg(long, value_name = "CASE", conflicts_with_all = ["subnet", "instance_type", "image_id", "keep"])]
+    pub clean: Option<CaseId>,
+
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -509,8 +576,14 @@ mod tests {
             "fetch",
             "fetch c-1 --scan 2026",
             "deploy",
+            "deploy --artifacts dist --parameter LogDays",
+            "deploy --artifacts dist --delete",
+            "deploy --artifacts dist --agent-only --parameter LogDays=90",
             "rescan ../x",
             "teardown",
+            "drill --clean ../x",
+            "drill --clean drill-1 --keep",
+            "drill i-0123456789abcdef0",
             "respond i-0123456789abcdef0 --agent agent/x",
             "respond i-0123456789abcdef0 --agent agent/x@sha256=12",
         ] {

@@ -6,6 +6,7 @@
 mod account;
 mod approval;
 mod cases;
+mod deploy;
 mod plan;
 mod report;
 
@@ -18,6 +19,7 @@ pub(crate) use self::{
     account::preflight,
     approval::{given, question},
     cases::{cases, proposal, recovery, released, statuses, verdict},
+    deploy::{changes, stack_event},
     plan::plan,
     report::{Next, not_cut, report},
 };

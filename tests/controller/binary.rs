@@ -5,6 +5,9 @@
 //! every endpoint that it is given must be on this machine.
 
 mod account;
+mod approve;
+mod deploy;
+mod drill;
 mod forensic;
 mod interrupted;
 mod lambda;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use cleanroom_cloud::{Change, ErrorKind, Made, SnapshotState};
 use cleanroom_cloud_fake::{
-    AWS_MANAGED_KEY, At, CASE_KEY, FORENSIC_ACCOUNT, FORENSIC_CALLER, FORENSIC_KEY, FORENSIC_ROLE,
-    FakeCloud, Fault, World,
+    AWS_MANAGED_KEY, CASE_KEY, FORENSIC_ACCOUNT, FORENSIC_CALLER, FORENSIC_KEY, FORENSIC_ROLE,
+    FakeCloud, World,
 };
 use cleanroom_contract::{CaseId, WorkOrder};
 use cleanroom_controller::{
@@ -21,7 +21,8 @@ use cleanroom_controller::{
 };
 
 use crate::support::{
-    assert_contained, changes_since, everything, respond, respond_or_die, respond_to, run, suspect,
+    assert_contained, changes_since, everything, respond, respond_to, run, suspect, ways_to_break,
+    whole_in_spite_of,
 };
 
 fn case() -> CaseId {
@@ -355,32 +356,6 @@ async fn preflight_prints_what_the_bucket_s_policy_lacks() {
     assert!(cloud.changes().is_empty());
 }
 
-/// Breaks a run at one call in one way, runs again until a run ends, and judges.
-async fn broken(fault: Fault, n: u64) {
-    let before = small();
-    let cloud = FakeCloud::new(before.clone());
-    let spool = tempfile::tempdir().expect("a folder for the spool");
-    cloud.fault(fault, At::Call(n));
-    let mut process = cloud.clone();
-    let mut ended = None;
-    for _ in 0..3 {
-        ended = respond_or_die(&process, Some(spool.path())).await;
-        if ended.as_ref().is_some_and(Report::is_whole) {
-            break;
-        }
-        process = process.restarted();
-    }
-    let call = cloud.calls().into_iter().find(|call| call.n == n);
-    let what = format!("{fault:?} at call {n}, {}", call.map(|c| c.text()).unwrap_or_default());
-    let report = ended.unwrap_or_else(|| panic!("{what}: three runs did not end it"));
-    assert!(report.is_whole() && report.reported.is_some(), "{what}: {report:#?}");
-    let made = there(&cloud, |w| (w.snapshots.len(), w.built.len() + w.buried.len()));
-    assert_eq!(made, (1, 1), "{what}: one copy, one room");
-    assert_eq!(cloud.with(|w| (w.shares.len(), w.grants.len())), (1, 1), "{what}");
-    assert_eq!(ledger(&process).await.received.len(), 1, "{what}");
-    assert_contained(&process, &before, &what).await;
-}
-
 /// The calls of a run without faults from the first one in the other account until there is a room, and whether each changes
 /// something.
 async fn calls_there() -> Vec<(u64, bool)> {
@@ -396,13 +371,13 @@ async fn calls_there() -> Vec<(u64, bool)> {
 async fn a_handing_over_broken_at_any_call_makes_one_copy_all_the_same() {
     let calls = calls_there().await;
     assert!(calls.len() > 20 && calls.iter().filter(|c| c.1).count() > 5, "{calls:?}");
-    for (n, mutates) in calls {
-        broken(Fault::DieBefore, n).await;
-        broken(Fault::Refuse(ErrorKind::Throttled), n).await;
-        // What only looks is the same whether it dies before or after.
-        if mutates {
-            broken(Fault::DieAfter, n).await;
-            broken(Fault::LoseAnswer, n).await;
-        }
+    for way in ways_to_break(calls) {
+        let before = small();
+        let (process, what) = whole_in_spite_of(before.clone(), way).await;
+        let made = there(&process, |w| (w.snapshots.len(), w.built.len() + w.buried.len()));
+        assert_eq!(made, (1, 1), "{what}: one copy, one room");
+        assert_eq!(process.with(|w| (w.shares.len(), w.grants.len())), (1, 1), "{what}");
+        assert_eq!(ledger(&process).await.received.len(), 1, "{what}");
+        assert_contained(&process, &before, &what).await;
     }
 }

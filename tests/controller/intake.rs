@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cleanroom_cloud::{ErrorKind, ExecutionState};
-use cleanroom_cloud_fake::{At, Fault, FakeCloud, INSTANCE, Storm, World};
+use cleanroom_cloud_fake::{At, FakeCloud, Fault, INSTANCE, Storm, World};
 use cleanroom_contract::InstanceId;
 use cleanroom_controller::{
     alert::{Part, Source},
@@ -77,7 +77,8 @@ async fn an_alert_starts_one_execution_that_is_told_all_of_it() {
     let outcome = taken(&cloud, &finding("f-1", 8.1)).await.expect("it is taken");
     assert_eq!(outcome.started.len(), 1);
     let all = executions(&cloud, MACHINE);
-    let input: Input = serde_json::from_value(all[&format!("{INSTANCE}-1")].clone()).expect("input");
+    let input: Input =
+        serde_json::from_value(all[&format!("{INSTANCE}-1")].clone()).expect("input");
     assert_eq!(input.instance, suspect());
     assert_eq!(input.part, Some(Part::Actor));
     assert!(matches!(input.source, Some(Source::GuardDuty { severity_tenths: 81, .. })));
@@ -166,7 +167,8 @@ async fn garbage_is_a_dead_letter_with_its_text_and_the_reason() {
     assert_eq!(outcome.unreadable.len(), 1);
     taken(&cloud, &message(&format!("{INSTANCE} i-xyz"))).await.expect("it is taken");
     let world = cloud.world();
-    let letters: Vec<_> = world.letters.iter().map(|l| (l.queue.as_str(), l.body.as_str())).collect();
+    let letters: Vec<_> =
+        world.letters.iter().map(|l| (l.queue.as_str(), l.body.as_str())).collect();
     let partly = format!("{INSTANCE} i-xyz");
     assert_eq!(letters, [(QUEUE, "{\"instance\": "), (QUEUE, partly.as_str())]);
     assert!(world.letters[1].reason.contains("i-xyz"), "{}", world.letters[1].reason);
@@ -338,8 +340,7 @@ fn call(address: &str) -> Value {
     let logged = json!({
         "messageType": "DATA_MESSAGE", "logEvents": [{"id": "1", "message": call.to_string()}],
     });
-    let mut packer =
-        flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     packer.write_all(logged.to_string().as_bytes()).expect("memory takes it");
     let packed = packer.finish().expect("memory takes it");
     let data = base64::engine::general_purpose::STANDARD.encode(packed);

@@ -2,8 +2,8 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use cleanroom_cloud::Change;
-use cleanroom_cloud_fake::{FORENSIC_KEY, FORENSIC_ROLE, FakeCloud, INSTANCE, World};
+use cleanroom_cloud::{Change, ErrorKind};
+use cleanroom_cloud_fake::{At, FORENSIC_KEY, FORENSIC_ROLE, FakeCloud, Fault, INSTANCE, World};
 use cleanroom_contract::{InstanceId, Timestamp};
 use cleanroom_controller::{
     case::{Bounds, Clock, Policy, Run, Shared},
@@ -97,6 +97,42 @@ pub(crate) async fn respond_or_die(cloud: &FakeCloud, spool: Option<&Path>) -> O
         report = respond(cloud, spool) => Some(report),
         () = cloud.died() => None,
     }
+}
+
+/// Every way to break these calls, each of which changes something or only looks: what only looks is the same whether the
+/// process dies before or after.
+pub(crate) fn ways_to_break(calls: impl IntoIterator<Item = (u64, bool)>) -> Vec<(Fault, u64)> {
+    let ways = |(n, mutates): (u64, bool)| {
+        let always = [Fault::DieBefore, Fault::Refuse(ErrorKind::Throttled)];
+        let of_a_change = [Fault::DieAfter, Fault::LoseAnswer].into_iter().filter(move |_| mutates);
+        always.into_iter().chain(of_a_change).map(move |fault| (fault, n))
+    };
+    calls.into_iter().flat_map(ways).collect()
+}
+
+/// Breaks a response at one call in one way, and responds again until one is whole and has its report: the process that came
+/// so far, and what was broken, in words.
+pub(crate) async fn whole_in_spite_of(
+    before: World,
+    (fault, n): (Fault, u64),
+) -> (FakeCloud, String) {
+    let cloud = FakeCloud::new(before);
+    let spool = tempfile::tempdir().expect("a folder for the spool");
+    cloud.fault(fault, At::Call(n));
+    let mut process = cloud.clone();
+    let mut ended = None;
+    for _ in 0..3 {
+        ended = respond_or_die(&process, Some(spool.path())).await;
+        if ended.as_ref().is_some_and(Report::is_whole) {
+            break;
+        }
+        process = process.restarted();
+    }
+    let call = cloud.calls().into_iter().find(|call| call.n == n);
+    let what = format!("{fault:?} at call {n}, {}", call.map(|c| c.text()).unwrap_or_default());
+    let report = ended.unwrap_or_else(|| panic!("{what}: three runs did not end it"));
+    assert!(report.is_whole() && report.reported.is_some(), "{what}: {report:#?}");
+    (process, what)
 }
 
 /// Everything that must hold in the end, whatever went wrong on the way. `before` is the world as it was at first.

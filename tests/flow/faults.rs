@@ -17,6 +17,7 @@ use cleanroom_harness::{
     emulators::{Fault, Injection, Microburst},
     images::{Ext, Image, MIB},
     incident::{Incident, Programs},
+    numbers::Numbers,
     room::{Copy, Evidence, Machine, Site},
     tools::{command, fixtures, run},
     tree,
@@ -71,21 +72,6 @@ fn disks(folder: &Path) -> Result<Vec<Evidence>> {
     Ok(vec![disk("GPT; ext4 that was broken into", root), disk("ext4", data)])
 }
 
-/// Numbers that look random and are the same each time (SplitMix64).
-struct Numbers(u64);
-
-impl Numbers {
-    /// A part of a duration.
-    fn part_of(&mut self, whole: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let part = u32::try_from((z ^ (z >> 31)) % 1000).expect("below a thousand");
-        whole * part / 1000
-    }
-}
-
 /// A case whose room stands.
 struct Scene {
     incident: Incident,
@@ -107,7 +93,7 @@ impl Scene {
         let late = Image::new(&folder, "late.img", 8 * MIB).ext(Ext::Ext4, &late).expect("image");
         fs::rename(late, &incident.double.1).expect("rename");
         incident.settle("idle_seconds = 120\nattach_seconds = 60\n").expect("settings");
-        expect(&incident, &[0], &["deploy", "--artifacts", "artifacts"]);
+        expect(&incident, &[0], &["deploy", "--artifacts", "artifacts", "--agent-only"]);
 
         let case = format!("{}-1", incident.world.instance());
         let proxy = Microburst::start(incident.world.endpoint(), 7).expect("a proxy");
@@ -306,7 +292,7 @@ fn ten_kills(
     let rescan = scene.rescan();
     let scan = scene.scan_after(Some(last), room);
     scene.told(room, &scan, "its beginning", |news| matches!(news, RoomNews::Started { .. }));
-    let mut numbers = Numbers(SEED);
+    let mut numbers = Numbers::new(SEED);
     for kill in 1..=KILLS {
         let scans = kill <= WHILE_IT_SCANS;
         if !scans {

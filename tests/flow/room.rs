@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use cleanroom_harness::{
     damage::{DIRTY_CONTENT, DIRTY_FILE},
     incident::{Incident, Programs},
-    room::{Ended, Machine},
+    release::bundle,
+    room::{Copy, Ended, Machine},
     tools::{command, fixtures, is_root},
 };
 use serde_json::Value;
@@ -24,7 +25,14 @@ fn an_alert_becomes_a_report_without_anyone_touching_a_thing() {
     let fixtures = fixtures();
     let (rules, lists) = (fixtures.join("rules/demo.yar"), fixtures.join("indicators"));
     let (rules, lists) = (rules.display().to_string(), lists.display().to_string());
-    expect(&incident, &[0], &["deploy", "--artifacts", "artifacts"]);
+    let kit = incident.home().join("kit");
+    fs::create_dir(&kit).expect("a folder");
+    let kit = bundle::of_packages(&kit).expect("the bundle of tools").display().to_string();
+    expect(
+        &incident,
+        &[0],
+        &["deploy", "--artifacts", "artifacts", "--agent-only", "--tools", &kit],
+    );
 
     let instance = incident.world.instance().to_owned();
     let case = format!("{instance}-1");
@@ -45,12 +53,14 @@ fn an_alert_becomes_a_report_without_anyone_touching_a_thing() {
     let mut room = boot(&incident, &site, &mut respond);
     // Made from another instance's root, a volume can have the label and the UUID of the room's own.
     room.copy_root(&incident.double.1).expect("copy the room's root");
-    site.attach(&mut room, &[]).expect("attach");
+    let copies = site.attach(&mut room, &[]).expect("attach");
     let before = incident.digests().expect("digests");
     let output = ended(respond, &mut room);
     assert_eq!(output.status.code(), Some(0), "{}\n{}", words(&output), room.tail());
 
     let report = first_report(&incident, &case, &before);
+    tools_at_hand(&incident, &copies, &mut room);
+    // The evidence stays mounted for whoever looks, and is scanned again all the same.
     second_look(&incident, &case, &mut room);
 
     // Nobody orders anything more: the room turns itself off, and goes.
@@ -121,6 +131,43 @@ fn replayed(incident: &Incident, bundle: &Path, volumes: &[Value]) {
     let files = String::from_utf8(files.expect("run zstd").stdout).expect("text");
     let found = files.lines().any(|line| line.contains(DIRTY_FILE));
     assert!(found, "{DIRTY_FILE} ({DIRTY_CONTENT:?}) is in no record");
+}
+
+/// What an investigator does who opens a session: the note mounts the evidence read-only, and the tools read it.
+fn tools_at_hand(incident: &Incident, copies: &[Copy], room: &mut Machine) {
+    let root = incident.world.volumes()[0];
+    let copy = copies.iter().find(|copy| copy.source == root).expect("the root's copy");
+    let serial = copy.id.replacen('-', "", 1);
+    for line in [
+        // As the session of root on Amazon Linux has it.
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/cleanroom/tools/bin".to_owned(),
+        "sh -c 'exec 2>&1; /opt/cleanroom/tools/welcome; echo noted: $?'".to_owned(),
+        format!("for disk in /sys/class/nvme/*; do grep -q '^{serial} *$' $disk/serial && node=/dev/${{disk##*/}}n1; done"),
+        "mmls $node; echo mmls: $?; fls ${node}p1; echo fls: $?; echo type: $(fsstat -t ${node}p1)".to_owned(),
+        format!("touch /evidence/{}/*/etc/passwd; echo touched: $?", copy.id),
+        "for tool in lvm mdadm ntfscat; do command -v $tool; done; echo looked: $?".to_owned(),
+    ] {
+        room.types(&line).expect("type");
+    }
+    room.until("the last answer", PATIENCE, |room| Ok(room.console().contains("looked: ")))
+        .expect("tools");
+    let console = room.console().replace('\r', "");
+    let note = console.split_once("A clean room: a copy of the evidence").expect("the note").1;
+    for said in [
+        format!("read-only at /evidence/{}/", copy.id),
+        "noted: 0".to_owned(),
+        "NTFS: ntfsls /dev/".to_owned(),
+        "GUID Partition Table".to_owned(),
+        "mmls: 0".to_owned(),
+        ":\tetc\n".to_owned(),
+        "fls: 0".to_owned(),
+        "type: ext4".to_owned(),
+        "touched: 1".to_owned(),
+        "/opt/cleanroom/tools/bin/ntfscat".to_owned(),
+        "looked: 0".to_owned(),
+    ] {
+        assert!(note.contains(&said), "{said:?} is not in:\n{note}");
+    }
 }
 
 /// Orders a second scan from the standing room, which finds what the new rule adds.

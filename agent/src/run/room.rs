@@ -65,6 +65,8 @@ enum Stop {
 
 /// Runs; the exit status.
 pub(super) fn run(args: &Run) -> u8 {
+    // On the room's console this is the first that is seen of it.
+    say(concat!("cleanroom-agent ", env!("CARGO_PKG_VERSION"), " runs"));
     let ended = Agent::enter(args).and_then(|mut agent| agent.work());
     match ended {
         Ok(()) => 0,

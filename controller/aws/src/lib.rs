@@ -13,6 +13,7 @@ mod calls;
 #[cfg(test)]
 mod canned;
 mod clients;
+mod deployment;
 mod ec2;
 mod error;
 mod facts;
@@ -41,7 +42,8 @@ use aws_config::{
 };
 use aws_credential_types::provider::SharedCredentialsProvider;
 use cleanroom_cloud::{
-    Answer, BucketPosture, Cloud, Facts, Permission, Posture, Question, Quota, Result, TrailPosture,
+    Answer, BucketPosture, Cloud, Deployment, Facts, Permission, Posture, Question, Quota, Result,
+    TrailPosture,
 };
 
 use crate::{
@@ -116,6 +118,19 @@ pub async fn connect_forensic(
     let (bucket, topic) = (connection.bucket.clone(), connection.topic.clone());
     let clients = Clients::new(&shared, limited, bucket, topic).reading_as(&own, &calls);
     Ok(ports(clients))
+}
+
+/// The port that sets the response stack up.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_deployment(
+    connection: &Connection,
+) -> std::result::Result<Arc<dyn Deployment>, ConnectError> {
+    let calls = interceptor(connection, None)?;
+    let shared = shared_config(connection).await?;
+    let clients = Arc::new(Clients::new(&shared, calls, connection.bucket.clone(), None));
+    Ok(Arc::new(Aws { clients }))
 }
 
 fn interceptor(

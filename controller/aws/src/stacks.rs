@@ -23,7 +23,7 @@ use crate::{
 const MOST_TEMPLATE: usize = 51_200;
 
 /// Whether an error says that there is no such stack: CloudFormation has no code of its own for this.
-fn is_gone(error: &cleanroom_cloud::CloudError) -> bool {
+pub(crate) fn is_gone(error: &cleanroom_cloud::CloudError) -> bool {
     error.code == "ValidationError" && error.message.contains("does not exist")
 }
 

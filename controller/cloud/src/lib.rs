@@ -9,6 +9,8 @@
 //! Touches nothing: types and traits. Never names a type of an SDK.
 
 mod change;
+mod deployment;
+mod drill;
 mod error;
 mod facts;
 mod instance;
@@ -24,6 +26,8 @@ mod workflow;
 use std::sync::Arc;
 
 pub use change::{AclEntry, Change, Hands, Made, Tags};
+pub use deployment::{BucketState, ChangeSet, Deployment, Proposed, StackChange};
+pub use drill::{DRILL, DRILL_PREFIX, drill_tags, is_drill, marks_drill, marks_drill_snapshot};
 pub use error::{CloudError, ErrorKind, Result};
 pub use facts::{Answer, Facts, Question};
 pub use instance::{

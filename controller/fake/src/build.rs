@@ -153,6 +153,7 @@ impl World {
             stacks: BTreeMap::new(),
             built: BTreeMap::new(),
             buried: BTreeMap::new(),
+            change_sets: BTreeMap::new(),
             room: RoomScript::default(),
             public_images: vec![PublicImage {
                 id: "ami-0fedcba9876543210".into(),

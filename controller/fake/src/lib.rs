@@ -7,6 +7,7 @@
 //! Touches memory and tokio's clock, which tests pause. Never the network, a file or the real time of day.
 
 mod build;
+mod deployment;
 mod facts;
 mod faults;
 mod forensic;
@@ -25,6 +26,7 @@ mod world;
 mod tests;
 
 pub use build::{ACCOUNT, AWS_MANAGED_KEY, CASE_KEY, INSTANCE, REGION, SIBLING, TOPIC};
+pub use deployment::ChangeSetOf;
 pub use faults::{At, Fault, Storm};
 pub use forensic::{FORENSIC_ACCOUNT, FORENSIC_CALLER, FORENSIC_KEY, FORENSIC_ROLE, Granted};
 pub use gate::{CALLER, CallRecord, FakeCloud, Outcome};

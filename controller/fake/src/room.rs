@@ -195,7 +195,13 @@ impl World {
         Made::Nothing
     }
 
-    fn note_stack(&mut self, name: &str, resource: &str, status: &str, reason: Option<&str>) {
+    pub(crate) fn note_stack(
+        &mut self,
+        name: &str,
+        resource: &str,
+        status: &str,
+        reason: Option<&str>,
+    ) {
         let at = self.now();
         let kind =
             if resource == name { "AWS::CloudFormation::Stack" } else { "AWS::EC2::Instance" };
@@ -210,7 +216,13 @@ impl World {
         }
     }
 
-    fn set_stack(&mut self, name: &str, state: StackState, status: &str, reason: Option<&str>) {
+    pub(crate) fn set_stack(
+        &mut self,
+        name: &str,
+        state: StackState,
+        status: &str,
+        reason: Option<&str>,
+    ) {
         if let Some(built) = self.built.get_mut(name) {
             built.stack.state = state;
             status.clone_into(&mut built.stack.status);
@@ -296,6 +308,9 @@ impl World {
 
     fn finish_stack(&mut self, name: &str) {
         let Some(built) = self.built.get(name) else { return };
+        if !built.stack.tags.contains_key("cleanroom:case") {
+            return self.finish_response(name);
+        }
         let parameters = built.stack.parameters.clone();
         let key = parameters.get("OrderKey").cloned().unwrap_or_default();
         let snapshots = self.named_volumes(&parameters);

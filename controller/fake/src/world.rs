@@ -18,6 +18,7 @@ use cleanroom_cloud::{
 use cleanroom_contract::{InstanceId, SnapshotId, Timestamp, VolumeId};
 
 use crate::{
+    deployment::ChangeSetOf,
     forensic::{Granted, Lent},
     later::Later,
     machines::{Letter, Ran, Waits},
@@ -152,6 +153,8 @@ pub struct Times {
     pub hook: Duration,
     /// From shutting down to terminated.
     pub termination: Duration,
+    /// From launched to running.
+    pub launch: Duration,
     /// Until an ended profile association is no longer listed.
     pub association: Duration,
 }
@@ -165,6 +168,7 @@ impl Default for Times {
             health: Duration::from_secs(60),
             hook: Duration::from_secs(3600),
             termination: Duration::from_secs(30),
+            launch: Duration::from_secs(15),
             association: Duration::from_secs(1),
         }
     }
@@ -270,6 +274,8 @@ pub struct World {
     pub built: BTreeMap<String, Built>,
     /// Deleted ones' events, by the stack's id.
     pub buried: BTreeMap<String, Vec<StackEvent>>,
+    /// Change sets of stacks, by id.
+    pub change_sets: BTreeMap<String, ChangeSetOf>,
     /// What clean rooms do.
     pub room: RoomScript,
     /// Amazon's own images.

@@ -10,7 +10,8 @@ use super::{
     investigate::{self, Pending, Which},
 };
 use crate::{
-    case::{Case, Run, Shortfall, lock},
+    case::{Case, Run, Shortfall, Step, lock},
+    journal::event::Body,
     steps::{
         clean_room::order::{self, Ordered},
         forensic,
@@ -51,10 +52,21 @@ pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
         Some(room) => Box::pin(order_and_examine(&room)).await,
         None => (None, None),
     };
+    note_short(&case).await;
     case.journal.catch_up().await;
     let shortfalls = lock(&case.shortfalls).clone();
     let notes = lock(&case.notes).clone();
     Ok(Rescanned { case: id.clone(), scan, reported, shortfalls, notes })
+}
+
+/// Logs what is short of the clean room now, where that has changed. What the response lacks besides is not for this to say.
+async fn note_short(case: &Case) {
+    let before = case.journal.ledger().await.shortfalls;
+    let of_others = before.iter().filter(|short| short.step != Step::CleanRoom).cloned();
+    let shortfalls: Vec<_> = of_others.chain(lock(&case.shortfalls).clone()).collect();
+    if shortfalls != before {
+        case.journal.append(None, Body::Short { shortfalls }).await;
+    }
 }
 
 async fn order_and_examine(case: &Case) -> (Option<ScanId>, Option<Reported>) {

@@ -1,4 +1,4 @@
-//! Commands on clean rooms and what comes out of them: deploy, report, fetch, rescan, teardown.
+//! Commands on clean rooms and what comes out of them: report, fetch, rescan, teardown.
 
 use std::{
     collections::BTreeSet,
@@ -8,8 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cleanroom_cloud::{Put, Store};
-use cleanroom_contract::{CaseId, OrderedFile, ScanId, Severity, printable};
+use cleanroom_contract::{CaseId, ScanId, Severity, printable};
 use cleanroom_controller::{
     case::Step,
     flow::{
@@ -19,8 +18,7 @@ use cleanroom_controller::{
         teardown,
     },
     progress::{Event, Progress},
-    room::{AGENT, Given, LATEST, Latest, RoomPolicy},
-    steps::clean_room::{artifacts, bundle::parse_sums},
+    room::{Given, RoomPolicy},
 };
 
 use super::{
@@ -29,7 +27,7 @@ use super::{
     signals::{Ended, Signals},
 };
 use crate::{
-    cli::{Deploy, Fetch, Rescan, Room, Teardown},
+    cli::{Fetch, Rescan, Room, Teardown},
     output, settings, terminal,
 };
 
@@ -124,81 +122,6 @@ fn take(path: &Path, name: &str, depth: usize, given: &mut Vec<Given>) -> Result
     let bytes = fs::read(path).map_err(failed)?;
     given.push(Given { name, bytes: bytes.into() });
     Ok(())
-}
-
-/// Puts the programs of a room into the bucket.
-pub(super) async fn deploy(opening: &Opening, args: &Deploy, shape: Shape) -> anyhow::Result<u8> {
-    let path = args.artifacts.join(AGENT);
-    if !path.is_file() {
-        let why = format!(
-            "{} is not there: build it with cargo package-release",
-            printable(&path.to_string_lossy())
-        );
-        return Err(Usage(why).into());
-    }
-    let session = opening.open(None, "cleanroom-deploy").await?;
-    let store = &*session.cloud.store;
-    let agent = put(store, "agent", AGENT, &path).await?;
-    compare(&args.artifacts, &agent)?;
-    // A pointer that can not be read is written anew.
-    let before = artifacts::latest(store).await.ok().flatten();
-    let tools = match &args.tools {
-        None => before.as_ref().and_then(|latest| latest.tools.clone()),
-        Some(path) => {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let tools = put(store, "tools", &name, path).await?;
-            compare(path.parent().unwrap_or(Path::new("")), &tools)?;
-            Some(tools)
-        }
-    };
-    let latest = Latest { v: 1, agent, tools };
-    if before.as_ref() != Some(&latest) {
-        let bytes = serde_json::to_vec_pretty(&latest).context("write the pointer")?;
-        store.renew(LATEST, bytes).await.context("renew the pointer")?;
-    }
-    let text = if shape.is_human() {
-        let tools = latest.tools.as_ref().map(|t| format!("tools  {}\n", printable(&t.key)));
-        format!("agent  {}\n{}", printable(&latest.agent.key), tools.unwrap_or_default())
-    } else {
-        output::record("deployed", &latest)
-    };
-    print(&text)?;
-    Ok(0)
-}
-
-/// Uploads a file under its digest, and makes sure that it is what lies there.
-async fn put(
-    store: &dyn Store,
-    folder: &str,
-    name: &str,
-    path: &Path,
-) -> anyhow::Result<OrderedFile> {
-    let shown = printable(&path.to_string_lossy());
-    let sha256 = fetch::digest_of(path)?.map(|(_, sha256)| sha256);
-    let sha256 = sha256.with_context(|| format!("{shown} is not there"))?;
-    let key = artifacts::key(folder, &sha256, name);
-    let put = store.upload(&key, path).await.with_context(|| format!("upload {shown}"))?;
-    if put == Put::Exists {
-        artifacts::held(store, &key, &sha256).await?;
-    }
-    Ok(OrderedFile { name: name.to_owned(), key, sha256 })
-}
-
-/// Compares what was uploaded with the sums of the folder that it is from, where that has any.
-fn compare(folder: &Path, file: &OrderedFile) -> anyhow::Result<()> {
-    let path = folder.join("SHA256SUMS");
-    let list = match fs::read(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        list => list.with_context(|| format!("read {}", printable(&path.to_string_lossy())))?,
-    };
-    let sums = parse_sums(&list).map_err(anyhow::Error::msg)?;
-    match sums.get(&file.name) {
-        Some(sha256) if *sha256 != file.sha256 => {
-            let name = printable(&file.name);
-            anyhow::bail!("{name} is not the one that its SHA256SUMS names: {}", file.sha256)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Shows what a report says.

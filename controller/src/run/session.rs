@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, env, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use cleanroom_cloud::{Caller, Cloud};
-use cleanroom_cloud_aws::{Connection, connect, connect_forensic};
+use cleanroom_cloud::{Caller, Cloud, Deployment};
+use cleanroom_cloud_aws::{Connection, connect, connect_deployment, connect_forensic};
 use cleanroom_controller::{
     case::{Policy, Run, Shared},
     claim,
@@ -217,6 +217,23 @@ impl Session {
             Some(Run { cloud, caller, forensic, ..run.clone() })
         };
         timeout(NAMING, naming).await.ok().flatten().unwrap_or_else(|| run.clone())
+    }
+
+    /// The port that sets the response stack up.
+    ///
+    /// # Errors
+    /// When no connection can be set up.
+    pub(super) async fn deployment(&self) -> anyhow::Result<Arc<dyn Deployment>> {
+        connect_deployment(&self.connection).await.context("connect to AWS")
+    }
+
+    /// The same account's ports, with another bucket.
+    ///
+    /// # Errors
+    /// When no connection can be set up.
+    pub(super) async fn with_bucket(&self, bucket: &str) -> anyhow::Result<Cloud> {
+        let connection = Connection { bucket: Some(bucket.to_owned()), ..self.connection.clone() };
+        connect(&connection).await.context("connect to AWS")
     }
 
     /// How the next command is typed.

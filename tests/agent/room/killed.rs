@@ -6,6 +6,7 @@ use std::{
 };
 
 use cleanroom_contract::{RoomNews, RunState, WorkOrder, bundle_prefix};
+use cleanroom_harness::numbers::Numbers;
 use nix::sys::signal::Signal;
 
 use super::{
@@ -15,21 +16,6 @@ use super::{
 
 /// How many runs are killed.
 const KILLS: u32 = 10;
-
-/// Numbers that look random and are the same each time (SplitMix64).
-struct Numbers(u64);
-
-impl Numbers {
-    /// A part of a duration.
-    fn part_of(&mut self, whole: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let z = z ^ (z >> 31);
-        whole * u32::try_from(z % 1000).unwrap() / 1000
-    }
-}
 
 /// An order that is carried out in spite of all. `in_doubt` are the kills that met it while people were being told. How long
 /// the last run took.
@@ -70,7 +56,7 @@ fn ten_killed_runs_end_as_one_that_was_not() {
         fs::write(path, vec![b'x'; 64 << 10]).unwrap();
     }
     let whole = carried_out(&account, &machine, &order(&account, "20260102T030400Z-00000000"), 0);
-    let mut numbers = Numbers(20_260_301);
+    let mut numbers = Numbers::new(20_260_301);
     let (mut kills, mut orders, mut in_doubt) = (0, 1, 0);
     let next = |orders: u32| order(&account, &format!("20260102T0304{orders:02}Z-00000000"));
     let mut ordered = next(orders);

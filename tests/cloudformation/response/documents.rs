@@ -72,7 +72,8 @@ fn the_bucket_keeps_what_it_has() {
     );
     for (name, resource) in &rendered.resources {
         let kind = resource["Type"].as_str().expect("a type");
-        let evidence = ["Evidence", "EvidenceKey", "EvidencePolicy"].contains(&name.as_str());
+        let retained = ["Evidence", "EvidenceKey", "EvidencePolicy", "MessagesKey"];
+        let evidence = retained.contains(&name.as_str());
         if evidence || kind == "AWS::Logs::LogGroup" {
             for policy in ["DeletionPolicy", "UpdateReplacePolicy"] {
                 assert_eq!(resource[policy], "Retain", "{name}");

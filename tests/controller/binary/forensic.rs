@@ -45,7 +45,7 @@ fn evidence_is_copied_and_examined_in_another_account() {
     settings(&station);
     std::fs::create_dir(station.home().join("artifacts")).expect("a folder");
     station.write("artifacts/cleanroom-agent", "an agent");
-    station.expect(0, &["deploy", "--artifacts", "artifacts"]);
+    station.expect(0, &["deploy", "--artifacts", "artifacts", "--agent-only"]);
     let there = ["--forensic-account", ROLE];
     let with = |words: &[&'static str]| [words, &there].concat();
     let own = "arn:aws:iam::123456789012:role/cleanroom-forensic";

@@ -39,6 +39,7 @@ fn what_is_typed_wrong_ends_with_2_before_anything_is_asked() {
         (&["respond", NOBODY, "--case", "a/b"], &["a/b"]),
         (&["status", "../x"], &["../x"]),
         (&["custody", "verify", "a/b"], &["a/b"]),
+        (&["approve", "a/b", "--yes"], &["a/b"]),
         (&["release", "a/b", "--yes"], &["a/b"]),
         (&["respond", NOBODY, "i-0fedcba9876543210", "--case", "c-1"], &["--case"]),
         (&["respond", NOBODY, "--only", "reboot"], &["reboot", "isolate"]),

@@ -81,8 +81,9 @@ fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
     settings(&station);
     std::fs::create_dir(station.home().join("artifacts")).expect("a folder");
     station.write("artifacts/cleanroom-agent", "an agent");
-    station.expect(2, &["deploy", "--artifacts", "nowhere"]);
-    let with_tools = ["deploy", "--artifacts", "artifacts", "--tools", "artifacts/tools.tar.gz"];
+    station.expect(2, &["deploy", "--artifacts", "nowhere", "--agent-only"]);
+    let with_tools =
+        ["deploy", "--artifacts", "artifacts", "--agent-only", "--tools", "artifacts/tools.tar.gz"];
     station.write("artifacts/tools.tar.gz", "tools");
     station.write("artifacts/SHA256SUMS", format!("{}  tools.tar.gz\n", "0".repeat(64)));
     let refused = station.expect(1, &with_tools);
@@ -91,7 +92,9 @@ fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
     station.write("artifacts/SHA256SUMS", format!("{sum}  tools.tar.gz\n"));
     let deployed = station.expect(0, &with_tools).record("deployed");
     assert_eq!(deployed["tools"]["key"], format!("tools/{sum}/tools.tar.gz"), "{deployed:#}");
-    let again = station.expect(0, &["deploy", "--artifacts", "artifacts"]).record("deployed");
+    let again = station
+        .expect(0, &["deploy", "--artifacts", "artifacts", "--agent-only"])
+        .record("deployed");
     assert_eq!(deployed, again, "kept under its digest, once; the tools stay");
 
     station.write("webshells.yar", "rule a { condition: true }");

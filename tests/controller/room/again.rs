@@ -116,3 +116,18 @@ async fn a_rescan_that_was_cut_short_goes_on_with_its_own_order() {
     assert_eq!(orders(&cloud), 2, "one for the response, one for the rescan");
     assert_custody(&cloud, "cut short").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_rescan_lacks_is_in_the_log_until_a_scan_makes_up_for_it() {
+    let cloud = FakeCloud::new(small());
+    respond(&cloud, None).await;
+    tear_down(&cloud).await;
+    cloud.with(|w| w.room.fails = Some(("Role".to_owned(), "no rights".to_owned())));
+    let rescanned = rescan(&cloud, &["a.yar"]).await;
+    assert!(rescanned.shortfalls.iter().any(|s| s.what.contains("no rights")), "{rescanned:#?}");
+    assert_eq!(ledger(&cloud).await.shortfalls, rescanned.shortfalls);
+    cloud.with(|w| w.room.fails = None);
+    assert!(rescan(&cloud, &["a.yar"]).await.is_whole());
+    assert_eq!(ledger(&cloud).await.shortfalls, []);
+    assert_custody(&cloud, "a rescan that failed").await;
+}

@@ -2,42 +2,15 @@
 
 use std::time::Duration;
 
-use cleanroom_cloud::ErrorKind;
 use cleanroom_cloud_fake::{At, FakeCloud, Fault};
 use cleanroom_contract::ScanId;
 use cleanroom_controller::{
     case::Policy,
-    flow::{Report, rescan, teardown},
+    flow::{rescan, teardown},
 };
 
 use super::{assert_custody, case, ledger, rules, small, stacks};
-use crate::support::{assert_contained, respond, respond_or_die, run};
-
-/// Breaks a run at one call in one way, runs again until a run ends, and judges.
-async fn broken(fault: Fault, n: u64) {
-    let before = small();
-    let cloud = FakeCloud::new(before.clone());
-    let spool = tempfile::tempdir().expect("a folder for the spool");
-    cloud.fault(fault, At::Call(n));
-    let mut process = cloud.clone();
-    let mut ended = None;
-    for _ in 0..3 {
-        ended = respond_or_die(&process, Some(spool.path())).await;
-        if ended.as_ref().is_some_and(Report::is_whole) {
-            break;
-        }
-        process = process.restarted();
-    }
-    let call = cloud.calls().into_iter().find(|call| call.n == n);
-    let what = format!("{fault:?} at call {n}, {}", call.map(|c| c.text()).unwrap_or_default());
-    let report = ended.unwrap_or_else(|| panic!("{what}: three runs did not end it"));
-    assert!(report.is_whole() && report.reported.is_some(), "{what}: {report:#?}");
-    assert_eq!(stacks(&cloud), 1, "{what}: one room");
-    let reports = ledger(&process).await.reports;
-    assert_eq!(reports.len(), 1, "{what}: {reports:#?}");
-    assert_contained(&process, &before, &what).await;
-    assert_custody(&process, &what).await;
-}
+use crate::support::{assert_contained, respond, run, ways_to_break, whole_in_spite_of};
 
 /// The calls of a run without faults from the first look at the orders on, and whether each changes something.
 async fn calls_of_the_room() -> Vec<(u64, bool)> {
@@ -51,14 +24,14 @@ async fn calls_of_the_room() -> Vec<(u64, bool)> {
 async fn a_room_broken_at_any_call_reports_once_all_the_same() {
     let calls = calls_of_the_room().await;
     assert!(calls.len() > 20, "{calls:?}");
-    for (n, mutates) in calls {
-        broken(Fault::DieBefore, n).await;
-        broken(Fault::Refuse(ErrorKind::Throttled), n).await;
-        // What only looks is the same whether it dies before or after.
-        if mutates {
-            broken(Fault::DieAfter, n).await;
-            broken(Fault::LoseAnswer, n).await;
-        }
+    for way in ways_to_break(calls) {
+        let before = small();
+        let (process, what) = whole_in_spite_of(before.clone(), way).await;
+        assert_eq!(stacks(&process), 1, "{what}: one room");
+        let reports = ledger(&process).await.reports;
+        assert_eq!(reports.len(), 1, "{what}: {reports:#?}");
+        assert_contained(&process, &before, &what).await;
+        assert_custody(&process, &what).await;
     }
 }
 
@@ -76,21 +49,14 @@ async fn two_runs_at_once_share_one_room() {
     assert_custody(&cloud, "two at once").await;
 }
 
-/// Every way to break each call that a piece of work makes; what only looks is the same whether it dies before or after.
+/// Every way to break each call that a piece of work makes.
 async fn every_break(work: impl AsyncFn(&FakeCloud) -> bool) -> Vec<(Fault, u64)> {
     let cloud = reported().await;
     let before = cloud.calls().len();
     assert!(work(&cloud).await, "without a fault");
     let calls = cloud.calls().split_off(before);
     assert!(calls.len() > 5, "{calls:?}");
-    let mut all = Vec::new();
-    for (n, call) in (1..).zip(calls) {
-        all.extend([(Fault::DieBefore, n), (Fault::Refuse(ErrorKind::Throttled), n)]);
-        if call.mutates {
-            all.extend([(Fault::DieAfter, n), (Fault::LoseAnswer, n)]);
-        }
-    }
-    all
+    ways_to_break((1..).zip(calls.into_iter().map(|call| call.mutates)))
 }
 
 /// A case with a report, and its room.

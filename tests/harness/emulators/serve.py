@@ -1,8 +1,9 @@
 """Serves one emulator on a free port of 127.0.0.1, for as long as its standard input is open.
 
     serve.py moto
-    serve.py ministack
+    serve.py ministack [--waits FACTOR]
     serve.py microburst --upstream http://127.0.0.1:PORT [--seed NUMBER]
+    serve.py router --upstream http://127.0.0.1:PORT --ministack http://127.0.0.1:PORT
 
 Listens first and then prints one line, {"port": NUMBER}: nobody else can take the port between.
 Everything printed later goes to standard error. When standard input ends, which it does when the
@@ -25,9 +26,12 @@ import threading
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("emulator", choices=["moto", "ministack", "microburst"])
+    parser.add_argument("emulator", choices=["moto", "ministack", "microburst", "router"])
     parser.add_argument("--upstream")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--ministack")
+    # What state machines wait, and wait between tries, times this.
+    parser.add_argument("--waits", type=float)
     parser.add_argument("--lifetime", type=int, default=1800)
     options = parser.parse_args()
     die_with_parent(options.lifetime)
@@ -36,8 +40,8 @@ def main():
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
     port = listener.getsockname()[1]
-    serve = {"moto": moto, "ministack": ministack, "microburst": microburst}[options.emulator]
-    serve(listener, port, options)
+    serve = {"moto": moto, "ministack": ministack, "microburst": microburst, "router": router}
+    serve[options.emulator](listener, port, options)
 
 
 def die_with_parent(lifetime):
@@ -84,7 +88,7 @@ def moto(listener, port, _options):
     server.serve_forever()
 
 
-def ministack(listener, port, _options):
+def ministack(listener, port, options):
     os.environ.update(
         GATEWAY_PORT=str(port),
         MINISTACK_ACCOUNT_ID="123456789012",
@@ -93,10 +97,15 @@ def ministack(listener, port, _options):
         IOT_MTLS_ENABLED="0",
         SFTP_ENABLED="0",
     )
+    if options.waits is not None:
+        os.environ["SFN_WAIT_SCALE"] = str(options.waits)
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
     from ministack.app import app
 
+    import ministack_corrections
+
+    ministack_corrections.apply()
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]
     config.keep_alive_timeout = 75
@@ -137,6 +146,44 @@ def reset_for_good():
         return await original(request, decision)
 
     reset.apply = apply
+
+
+def router(listener, port, options):
+    """Requests for these services go to MiniStack, all others to moto."""
+    if any(not (u or "").startswith("http://127.0.0.1:") for u in [options.upstream, options.ministack]):
+        sys.exit("router: both addresses must be emulators, http://127.0.0.1:PORT")
+    from aiohttp import ClientSession, web
+
+    services = {"sns", "sqs", "states"}
+    connections = []
+
+    async def lead(request):
+        if request.path == "/_router/health":
+            return web.Response()
+        if not connections:
+            connections.append(ClientSession(auto_decompress=False))
+        # The signature names the service: Credential=KEY/DATE/REGION/SERVICE/aws4_request.
+        scope = request.headers.get("Authorization", "").partition("Credential=")[2].split("/")
+        service = scope[3] if len(scope) > 3 else ""
+        to = options.ministack if service in services else options.upstream
+        async with connections[0].request(
+            request.method,
+            to + request.raw_path,
+            headers=request.headers,
+            data=await request.read(),
+            allow_redirects=False,
+        ) as answer:
+            kept = {
+                name: value
+                for name, value in answer.headers.items()
+                if name.lower() not in ("connection", "content-length", "transfer-encoding")
+            }
+            return web.Response(status=answer.status, headers=kept, body=await answer.read())
+
+    application = web.Application(client_max_size=1 << 30)
+    application.router.add_route("*", "/{path:.*}", lead)
+    announce(port)
+    web.run_app(application, sock=listener, print=None, access_log=None)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ pub struct Options {
     /// Runs of each program; the median counts.
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
+    /// Measure this agent, such as the one in `dist/`, and build none.
+    #[arg(long)]
+    pub agent: Option<PathBuf>,
     /// Measure only the parts named: rules, small, large, start, view.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
@@ -57,7 +60,8 @@ struct Cost {
 /// A program is missing, or one of the runs fails.
 pub fn run(options: &Options) -> Result<()> {
     tools::ensure(tools::BENCH)?;
-    let bench = Bench { agent: build_agent()?, yr: find_yr()?, work: work_folder()?, options };
+    let agent = options.agent.clone().map_or_else(build_agent, Ok)?;
+    let bench = Bench { agent, yr: find_yr()?, work: work_folder()?, options };
     println!("{:<58} {:>10} {:>10} {:>7}", "", "agent", "other", "ratio");
     let wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|o| o == part);
     if wanted("rules") {

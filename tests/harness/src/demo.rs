@@ -117,7 +117,7 @@ fn set_the_scene(incident: &Incident) -> Result<()> {
         "\nThe commands below know this emulator at {}, and nothing else.",
         incident.world.endpoint()
     );
-    shown(incident, &["deploy", "--artifacts", "artifacts"])
+    shown(incident, &["deploy", "--artifacts", "artifacts", "--agent-only"])
 }
 
 /// Shows the plan, in short, and returns the case that it would open.

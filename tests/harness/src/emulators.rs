@@ -5,6 +5,7 @@
 //! | [`Moto`] | EC2, Auto Scaling, load balancers, IAM, STS, S3 with Object Lock, SNS, SQS, KMS, CloudTrail, GuardDuty, CloudFormation |
 //! | [`MiniStack`] | Lambda run natively, Step Functions, EventBridge, CloudTrail's LookupEvents |
 //! | [`Microburst`] | A proxy before either, injecting throttling, delays, time-outs and resets |
+//! | [`Router`] | One address before moto and MiniStack, for a room that knows one |
 //! | [`Stack`] | A stack in moto, and the machine that it describes, as read by Python's SDK |
 //! | [`World`] | A known account in moto, and its present state as read by Python's SDK, not by ours |
 //!
@@ -25,7 +26,7 @@ mod world;
 
 pub use self::{
     microburst::{Fault, Injection, Microburst},
-    server::{MiniStack, Moto},
+    server::{MiniStack, Moto, Router},
     stack::Stack,
     venv::{prepare, python},
     world::{Kind, World},

@@ -37,15 +37,20 @@ impl Programs {
     /// # Errors
     /// Where they were not: `cargo test --workspace` builds them.
     pub fn beside_tests() -> Result<Self> {
-        let own = env::current_exe().context("find this program")?;
-        let folder = own.parent().and_then(Path::parent).context("find the target folder")?;
-        let named = |name: &str| {
-            let path = folder.join(name);
-            ensure!(path.is_file(), "{} is not built: cargo build --workspace", path.display());
-            Ok(path)
-        };
-        Ok(Self { agent: named("cleanroom-agent")?, cleanroom: named("cleanroom")? })
+        Ok(Self { agent: beside_tests("cleanroom-agent")?, cleanroom: beside_tests("cleanroom")? })
     }
+}
+
+/// A program that was built with the tests that run now.
+///
+/// # Errors
+/// Where it was not: `cargo test --workspace` builds it.
+pub fn beside_tests(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe().context("find this program")?;
+    let folder = own.parent().and_then(Path::parent).context("find the target folder")?;
+    let path = folder.join(name);
+    ensure!(path.is_file(), "{} is not built: cargo build --workspace", path.display());
+    Ok(path)
 }
 
 /// An instance with disks, and a responder's machine.

@@ -1,17 +1,20 @@
 //! `cargo package-release`: what `cleanroom deploy --artifacts` uploads, in one folder; and the bundle of tools beside it.
 //!
-//! The agent for Amazon Linux 2023, the templates, a bill of materials and checksums over all of them. Builds in the target
-//! folder, and writes `dist/` anew, but for the bundle; publishes nothing.
+//! The agent for Amazon Linux 2023, the program of the Lambda functions in its zip, templates and state machines, a bill of
+//! materials of each program, and checksums over all of them. Builds in the target folder, and writes `dist/` anew, but
+//! for the bundle; publishes nothing.
 
 pub mod bundle;
 mod sbom;
 mod symbols;
+mod zip;
 
 use std::{
     env,
     ffi::OsString,
     fmt::Write as _,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -32,31 +35,48 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The checksums of what is deployed.
 const SUMS: &str = "SHA256SUMS";
 
-/// The package and its one program.
-const AGENT: &str = "cleanroom-agent";
+/// A program that is shipped.
+struct Program {
+    /// The package.
+    package: &'static str,
+    /// Its binary.
+    binary: &'static str,
+    /// The profile that it is built by.
+    profile: &'static str,
+}
+
+/// The agent.
+const AGENT: Program =
+    Program { package: "cleanroom-agent", binary: "cleanroom-agent", profile: "release" };
+
+/// What the Lambda functions run.
+const LAMBDA: Program =
+    Program { package: "cleanroom-controller", binary: "cleanroom-lambda", profile: "lambda" };
+
+/// What is copied as it is: the templates and the state machines of the response stack.
+const DEFINITIONS: [&str; 5] = [
+    "clean-room.yaml",
+    "response-many.asl.json",
+    "response.asl.json",
+    "response.yaml",
+    "shared-network.yaml",
+];
 
 /// Builds and gathers everything.
 ///
 /// # Errors
-/// Where a tool can not be installed, the agent does not build, or the program would not start on Amazon Linux 2023.
+/// Where a tool can not be installed, a program does not build or would not start on Amazon Linux 2023, or the zip is too large.
 pub fn run_all() -> Result<()> {
-    let agent = build()?;
-    let program = fs::read(&agent).with_context(|| format!("read {}", agent.display()))?;
-    let newest = symbols::newest_glibc(&program).context("read the agent's symbols")?;
-    ensure!(
-        newest <= GLIBC,
-        "the agent asks for GLIBC_{}.{}, and Amazon Linux 2023 has 2.34: it was not built by zig",
-        newest.0,
-        newest.1
-    );
-    println!("{AGENT}: {} bytes, newest symbol GLIBC_{}.{}", program.len(), newest.0, newest.1);
+    let agent = build(&AGENT)?;
+    let lambda = build(&LAMBDA)?;
+    let zip = zip::bootstrap(&lambda)?;
+    println!("{}.zip: {} bytes", LAMBDA.binary, zip.len());
 
     let mut metadata = cargo();
     metadata.args(["metadata", "--format-version", "1", "--locked", "--filter-platform", TARGET]);
     let metadata = serde_json::from_slice(&run(&mut metadata)?).context("read cargo's metadata")?;
     let lock =
         fs::read_to_string(workspace_root().join("Cargo.lock")).context("read Cargo.lock")?;
-    let bill = sbom::cyclonedx(&metadata, &lock, AGENT, &digest(&program))?;
 
     let dist = dist()?;
     for entry in fs::read_dir(&dist).with_context(|| format!("list {}", dist.display()))? {
@@ -65,12 +85,19 @@ pub fn run_all() -> Result<()> {
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
     }
-    // With its mode, so that it runs where it lies.
-    fs::copy(&agent, dist.join(AGENT)).context("copy the agent")?;
-    let bill = serde_json::to_vec_pretty(&bill).context("write the bill of materials")?;
-    fs::write(dist.join(format!("{AGENT}.cdx.json")), bill)
-        .context("write the bill of materials")?;
-    for name in ["clean-room.yaml", "shared-network.yaml"] {
+    for (program, bytes) in [(&AGENT, &agent), (&LAMBDA, &lambda)] {
+        let bill = sbom::cyclonedx(&metadata, &lock, program.package, &digest(bytes))?;
+        let bill = serde_json::to_vec_pretty(&bill).context("write the bill of materials")?;
+        let name = format!("{}.cdx.json", program.binary);
+        fs::write(dist.join(&name), bill).with_context(|| format!("write {name}"))?;
+    }
+    let path = dist.join(AGENT.binary);
+    fs::write(&path, &agent).context("write the agent")?;
+    // So that it runs where it lies.
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&path, mode).context("let the agent be run")?;
+    fs::write(dist.join(format!("{}.zip", LAMBDA.binary)), zip).context("write the zip")?;
+    for name in DEFINITIONS {
         let from = workspace_root().join("cloudformation").join(name);
         fs::copy(&from, dist.join(name)).with_context(|| format!("copy {}", from.display()))?;
     }
@@ -93,8 +120,9 @@ fn write_sums(folder: &Path) -> Result<()> {
     fs::write(folder.join(SUMS), sums).context("write the checksums")
 }
 
-/// Builds the agent against the old C library, and returns where it is.
-fn build() -> Result<PathBuf> {
+/// Builds a program against the old C library, and makes sure that it starts there.
+fn build(program: &Program) -> Result<Vec<u8>> {
+    let Program { package, binary, profile } = program;
     let python = environment(&RELEASE)?;
     let programs = python.parent().context("no folder of the environment")?;
     let mut path = OsString::from(programs);
@@ -106,13 +134,23 @@ fn build() -> Result<PathBuf> {
     };
     let (major, minor) = GLIBC;
     let mut build = cargo();
-    build.args(["zigbuild", "--release", "--locked", "--package", AGENT, "--bin", AGENT]);
-    build.arg("--target").arg(format!("{TARGET}.{major}.{minor}"));
+    build.args(["zigbuild", "--profile", profile, "--locked", "--package", package]);
+    build.args(["--bin", binary, "--target"]).arg(format!("{TARGET}.{major}.{minor}"));
     build.env("PATH", path).env("CARGO_TARGET_DIR", &target);
     build.env("CARGO_PROFILE_RELEASE_STRIP", "symbols").env("RUSTFLAGS", remapped()?);
     let status = build.status().context("start cargo zigbuild")?;
-    ensure!(status.success(), "the agent does not build for {TARGET}.{major}.{minor}: {status}");
-    Ok(target.join(TARGET).join("release").join(AGENT))
+    ensure!(status.success(), "{binary} does not build for {TARGET}.{major}.{minor}: {status}");
+    let built = target.join(TARGET).join(profile).join(binary);
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    let newest = symbols::newest_glibc(&bytes).context("read the program's symbols")?;
+    ensure!(
+        newest <= GLIBC,
+        "{binary} asks for GLIBC_{}.{}, and Amazon Linux 2023 has {major}.{minor}: it was not built by zig",
+        newest.0,
+        newest.1
+    );
+    println!("{binary}: {} bytes, newest symbol GLIBC_{}.{}", bytes.len(), newest.0, newest.1);
+    Ok(bytes)
 }
 
 /// Keeps this machine's paths out of the program, whose messages would show them.
@@ -152,6 +190,18 @@ fn digest(content: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shipped_is_there_and_has_a_profile() {
+        for name in DEFINITIONS {
+            assert!(workspace_root().join("cloudformation").join(name).is_file(), "{name}");
+        }
+        let manifest = fs::read_to_string(workspace_root().join("Cargo.toml")).expect("a manifest");
+        for program in [AGENT, LAMBDA] {
+            let profile = format!("[profile.{}]", program.profile);
+            assert!(manifest.contains(&profile), "{profile}");
+        }
+    }
 
     #[test]
     fn checksums_are_as_sha256sum_writes_them() {

@@ -84,6 +84,12 @@ impl Wanted {
         disks.iter().find(|disk| self.is(disk))
     }
 
+    /// Whether a disk that is not there yet could be known as this volume: NVMe shows no more than the copy's id, and under
+    /// Xen it is the place that counts.
+    pub(super) fn may_come(&self, disks: &[Disk]) -> bool {
+        self.copy.is_some() || disks.iter().all(|disk| disk.serial.is_none())
+    }
+
     /// Whether a disk is the room's copy of this volume.
     fn is(&self, disk: &Disk) -> bool {
         match &disk.serial {
@@ -244,6 +250,8 @@ mod tests {
         assert_eq!(one[0].find(&disks).unwrap().name, "nvme2n1");
         assert!(wanted(SOURCE, None, 0).find(&disks).is_none(), "the original is not the copy");
         assert_eq!(unexpected(&disks, &one, &root), ["vol0dddddddddddddddd"]);
+        assert!(wanted(SOURCE, Some("vol-0eeeeeeeeeeeeeeee"), 0).may_come(&disks));
+        assert!(!wanted(SOURCE, None, 0).may_come(&disks), "no disk could be known as it");
         assert!(evidence_at_root(&disks, &one, &root).is_none());
         for evidence in [
             wanted(SOURCE, Some("vol-0cccccccccccccccc"), 0),
@@ -265,6 +273,7 @@ mod tests {
         let disks = list(sys.path()).unwrap();
         assert_eq!(wanted(SOURCE, Some(COPY), 1).find(&disks).unwrap().name, "xvdc");
         assert!(wanted(SOURCE, Some(COPY), 0).find(&disks).is_none(), "another size");
+        assert!(wanted(SOURCE, None, 0).may_come(&disks));
         let all = [wanted(SOURCE, Some(COPY), 1)];
         let root = BTreeSet::from(["xvda".to_owned()]);
         assert_eq!(unexpected(&disks, &all, &root), ["xvdb"]);

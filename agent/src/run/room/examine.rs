@@ -22,7 +22,7 @@ use super::{
         seal_spool,
     },
     Agent, EVIDENCE, SYS, Stop,
-    disks::{self, Disk},
+    disks::{self, Disk, Wanted},
     equip::Equipment,
     news::News,
     order::Taken,
@@ -130,7 +130,10 @@ impl Agent<'_> {
                 say(&format!("the disks of this machine can not be listed: {error}"));
             }
             let places: Vec<_> = wanted.iter().map(|w| self.place(w, &disks)).collect();
-            if places.iter().all(|place| place.path.is_ok()) || Instant::now() >= until {
+            let is_open = |(wanted, place): (&Wanted, &Place)| {
+                place.path.is_err() && self.may_come(wanted, &disks)
+            };
+            if !wanted.iter().zip(&places).any(is_open) || Instant::now() >= until {
                 break (places, disks);
             }
             self.pause(LOOK)?;
@@ -151,8 +154,14 @@ impl Agent<'_> {
         Ok(places)
     }
 
+    /// Whether waiting for a volume is of use: a room that was made without it gets none.
+    fn may_come(&self, wanted: &Wanted, disks: &io::Result<Vec<Disk>>) -> bool {
+        let is_named = self.args.evidence.iter().any(|(volume, _)| *volume == wanted.source);
+        is_named || disks.as_ref().map_or(true, |disks| wanted.may_come(disks))
+    }
+
     /// Where a volume is now.
-    fn place(&self, wanted: &disks::Wanted, disks: &io::Result<Vec<Disk>>) -> Place {
+    fn place(&self, wanted: &Wanted, disks: &io::Result<Vec<Disk>>) -> Place {
         let named = self.args.evidence.iter().find(|(volume, _)| *volume == wanted.source);
         let found = disks.as_ref().ok().and_then(|disks| wanted.find(disks));
         let path = match (named, found) {
@@ -283,7 +292,7 @@ fn give_up(ledger: &mut Ledger, news: &News, reason: &str) -> Result<(), Stop> {
 }
 
 /// Why a volume is nowhere: what is said of the disks, where they could not be listed.
-fn nowhere(wanted: &disks::Wanted, disks: &io::Result<Vec<Disk>>) -> String {
+fn nowhere(wanted: &Wanted, disks: &io::Result<Vec<Disk>>) -> String {
     match (disks, &wanted.copy) {
         (Err(error), _) => format!("the disks of this machine can not be listed: {error}"),
         (Ok(_), Some(copy)) => format!("its copy {copy} was not attached in time"),
@@ -299,7 +308,7 @@ mod tests {
     fn a_volume_that_can_not_be_looked_for_is_not_said_to_be_missing() {
         let copy: VolumeId = "vol-0bbbbbbbbbbbbbbbb".parse().unwrap();
         let source = "vol-0aaaaaaaaaaaaaaaa".parse().unwrap();
-        let wanted = disks::Wanted { source, copy: Some(copy), gib: 8, place: 0 };
+        let wanted = Wanted { source, copy: Some(copy), gib: 8, place: 0 };
         let none = tempfile::tempdir().unwrap();
         let why = nowhere(&wanted, &disks::list(none.path()));
         assert!(why.contains("can not be listed: No such file"), "{why}");

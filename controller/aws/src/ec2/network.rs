@@ -287,3 +287,55 @@ fn acl_entry(acl: &str, entry: &NetworkAclEntry) -> Result<AclEntry> {
         protocol: entry.protocol().unwrap_or_default().to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{canned::canned, ec2::instances::those_of};
+
+    #[tokio::test]
+    async fn egress_addresses_are_told_by_vpc() {
+        let gateway = |id: &str, vpc: &str, addresses: &[&str]| {
+            let addresses: String = addresses
+                .iter()
+                .map(|address| format!("<item><publicIp>{address}</publicIp></item>"))
+                .collect();
+            format!(
+                "<item><natGatewayId>{id}</natGatewayId><vpcId>{vpc}</vpcId>\
+                 <natGatewayAddressSet>{addresses}</natGatewayAddressSet></item>"
+            )
+        };
+        let page = [
+            gateway("nat-1", "vpc-1", &["198.51.100.1", "198.51.100.2"]),
+            gateway("nat-2", "vpc-1", &["198.51.100.3"]),
+            // A private one.
+            gateway("nat-3", "vpc-2", &[]),
+        ]
+        .concat();
+        let answer = format!(
+            "<DescribeNatGatewaysResponse><natGatewaySet>{page}</natGatewaySet></DescribeNatGatewaysResponse>"
+        );
+        let canned = canned(None, move |_, _| (200, answer.clone()));
+        let egress = egress_addresses(&canned.clients).await.expect("an answer");
+        let addresses: Vec<_> = egress[&VpcId::from("vpc-1")].iter().map(String::as_str).collect();
+        assert_eq!(addresses, ["198.51.100.1", "198.51.100.2", "198.51.100.3"]);
+        assert!(egress[&VpcId::from("vpc-2")].is_empty());
+        assert_eq!(canned.sent().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn many_instances_are_asked_for_by_a_filter_since_a_list_fails_for_one_that_is_not() {
+        let answer = "<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>";
+        let canned = canned(None, move |_, _| (200, answer.to_owned()));
+        let ids =
+            ["i-0123456789abcdef0", "i-0fedcba9876543210"].map(|id| id.parse().expect("an id"));
+        assert!(those_of(&canned.clients, &ids).await.expect("an answer").is_empty());
+        let sent = canned.sent();
+        assert_eq!(sent.len(), 1);
+        assert!(sent[0].contains("Filter.1.Name=instance-id"), "{sent:?}");
+        assert!(sent[0].contains("Filter.1.Value.2=i-0fedcba9876543210"), "{sent:?}");
+        assert!(!sent[0].contains("InstanceId.1"), "{sent:?}");
+        assert!(those_of(&canned.clients, &[]).await.expect("no answer is needed").is_empty());
+        assert_eq!(canned.sent().len(), 1, "nobody is asked about nobody");
+    }
+}

@@ -10,6 +10,12 @@ const TAGS: Implied = Implied {
     page: "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/supported-iam-actions-tagging.html",
 };
 
+const DRILL_TAGS: Implied = Implied {
+    action: "ec2:CreateTags",
+    reason: "the instance of a drill is marked from its first moment",
+    page: "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/supported-iam-actions-tagging.html",
+};
+
 /// The page on what a user of encrypted snapshots must be allowed.
 const EBS_ENCRYPTION: &str =
     "https://docs.aws.amazon.com/ebs/latest/userguide/ebs-encryption-requirements.html";
@@ -209,6 +215,7 @@ pub const TABLE: &[Operation] = table! {
     "approve" act "states:SendTaskSuccess";
     "approve" act "states:SendTaskFailure";
 
+    "intake" look "ec2:DescribeNatGateways";
     "intake" act "sqs:SendMessage",
         with queue_key("kms:GenerateDataKey"), queue_key("kms:Decrypt");
 
@@ -235,6 +242,25 @@ pub const TABLE: &[Operation] = table! {
     "preflight" look "guardduty:GetDetector";
     "preflight" look "servicequotas:GetServiceQuota";
     "preflight" look "servicequotas:GetAWSDefaultServiceQuota";
+
+    "drill" act "ec2:RunInstances", with DRILL_TAGS;
+    "drill" act "ec2:TerminateInstances";
+    "drill" act "ec2:DeleteSnapshot";
+};
+
+/// What `deploy` calls besides, to set up the bucket of the artifacts and the response stack. It is not of the table, since
+/// who responds needs none of it. CloudFormation makes the stack's resources with the deployer's own rights.
+pub const DEPLOY: &[Operation] = table! {
+    "deploy" look "s3:HeadBucket" = "s3:ListBucket";
+    "deploy" act "s3:CreateBucket";
+    "deploy" act "s3:PutPublicAccessBlock" = "s3:PutBucketPublicAccessBlock";
+    "deploy" act "s3:PutBucketEncryption" = "s3:PutEncryptionConfiguration";
+    "deploy" act "s3:PutBucketVersioning";
+    "deploy" act "s3:PutBucketPolicy";
+    "deploy" act "cloudformation:CreateChangeSet";
+    "deploy" look "cloudformation:DescribeChangeSet";
+    "deploy" act "cloudformation:ExecuteChangeSet";
+    "deploy" act "cloudformation:DeleteChangeSet";
 };
 
 /// What is called in the forensic account, as the role that `--forensic-account` names. All of it is in the table.

@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// What the room says when it has booted.
 const BOOTED: &str = "the room runs its user data";
 
+/// What its agent says first.
+const RUNS: &str = concat!("cleanroom-agent ", env!("CARGO_PKG_VERSION"), " runs");
+
 /// The line of the user data that names the order begins with this, and a space.
 const ROOM_MARK: &str = "#cleanroom-room ";
 
@@ -154,7 +157,13 @@ pub(super) fn booted(incident: &Incident, case: &str) -> Result<Machine> {
     let mut room = site.boot(&[incident.agent().to_owned()], "")?;
     teller.tell("room", "is switched on, with its own disk and no evidence");
     room.until("the user data", PATIENCE, |room| Ok(room.console().contains(BOOTED)))?;
-    teller.tell("room", "has booted; its user data makes it safe and fetches the agent");
+    let since =
+        |room: &Machine| format!("{:.1} s after it was switched on", room.running().as_secs_f64());
+    let booted =
+        format!("has booted, {}: its user data makes it safe and fetches the agent", since(&room));
+    teller.tell("room", &booted);
+    room.until("the agent", PATIENCE, |room| Ok(room.console().contains(RUNS)))?;
+    teller.tell("room", &format!("its agent runs, {}", since(&room)));
     // Made from another instance's root, a volume can have the label and the UUID of the room's own.
     room.copy_root(&incident.double.1)?;
     for copy in site.attach(&mut room, &[])? {

@@ -30,7 +30,7 @@ pub(super) fn request(port: u16, method: &str, path: &str, body: &str) -> Result
 ///
 /// # Errors
 /// As [`request`].
-pub(super) fn exchange(port: u16, head: &str, body: &[u8]) -> Result<(u16, String)> {
+pub(crate) fn exchange(port: u16, head: &str, body: &[u8]) -> Result<(u16, String)> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)
         .with_context(|| format!("connect to {address}"))?;

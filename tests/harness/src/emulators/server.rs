@@ -206,6 +206,15 @@ impl MiniStack {
         Ok(Self(Server::start("ministack", &[], "/_ministack/health")?))
     }
 
+    /// The same, where state machines wait, and wait between tries, for this part of the time.
+    ///
+    /// # Errors
+    /// As [`MiniStack::start`].
+    pub fn hurried(waits: f64) -> Result<Self> {
+        let arguments = ["--waits", &waits.to_string()];
+        Ok(Self(Server::start("ministack", &arguments, "/_ministack/health")?))
+    }
+
     /// The endpoint for every service.
     #[must_use]
     pub fn url(&self) -> String {
@@ -230,5 +239,26 @@ impl MiniStack {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.0.pid()
+    }
+}
+
+/// What has one address and leads requests to two emulators: Step Functions, SNS and SQS to MiniStack, all others to moto.
+#[derive(Debug)]
+pub struct Router(Server);
+
+impl Router {
+    /// Starts it before these two.
+    ///
+    /// # Errors
+    /// Where the environment can not be made or it does not come up.
+    pub fn start(moto: &str, ministack: &str) -> Result<Self> {
+        let arguments = ["--upstream", moto, "--ministack", ministack];
+        Ok(Self(Server::start("router", &arguments, "/_router/health")?))
+    }
+
+    /// The endpoint for clients.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.0.url()
     }
 }

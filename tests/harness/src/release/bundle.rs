@@ -43,6 +43,27 @@ pub struct Options {
     renew: bool,
 }
 
+/// The bundle without `yr`, which takes a quarter of an hour to build: made in a folder, for tests of what it is good for.
+///
+/// # Errors
+/// Where a package can not be had or is not the one that is locked, or a library is missing.
+pub fn of_packages(folder: &Path) -> Result<PathBuf> {
+    let text = include_str!("../../release/tools.lock");
+    made(&Lock::parse(text).context("read the lock")?, text, &[], folder)
+}
+
+/// Unpacks the packages into a folder, gathers what is taken of them, and packs it.
+fn made(lock: &Lock, text: &str, extra: &[PathBuf], folder: &Path) -> Result<PathBuf> {
+    let (root, stage, bundle) = (folder.join("root"), folder.join("stage"), folder.join(BUNDLE));
+    for package in downloaded(lock)? {
+        unpack(&package, &root)?;
+    }
+    programs::gather(&root, extra, &stage)?;
+    papers(&root, text, &stage)?;
+    packed(&stage, &bundle)?;
+    Ok(bundle)
+}
+
 /// Makes the bundle, or renews the lock.
 ///
 /// # Errors
@@ -57,18 +78,10 @@ pub fn run_all(options: &Options) -> Result<()> {
     tools::ensure(tools::BUNDLE)?;
     let lock = Lock::parse(&text).with_context(|| format!("read {}", path.display()))?;
     let scratch = tempfile::tempdir().context("create a temporary folder")?;
-    let (root, stage) = (scratch.path().join("root"), scratch.path().join("stage"));
-    for package in downloaded(&lock)? {
-        unpack(&package, &root)?;
-    }
     let crates = lock.packages.iter().filter(|package| package.kind == Kind::Crate);
     let extra = crates.map(yara_x).collect::<Result<Vec<_>>>()?;
     println!("{} packages, each of the SHA-256 in {}", lock.packages.len(), path.display());
-    programs::gather(&root, &extra, &stage)?;
-    papers(&root, &text, &stage)?;
-
-    let bundle = scratch.path().join(BUNDLE);
-    packed(&stage, &bundle)?;
+    let bundle = made(&lock, &text, &extra, scratch.path())?;
     started(&bundle, scratch.path(), &STARTS)?;
     let dist = dist()?;
     fs::copy(&bundle, dist.join(BUNDLE)).with_context(|| format!("write {}", dist.display()))?;
@@ -211,17 +224,10 @@ mod tests {
     /// The programs of the distribution; `yr` takes a quarter of an hour to build.
     #[test]
     fn the_tools_start_where_nothing_else_is() {
-        let text = include_str!("../../release/tools.lock");
-        let lock = Lock::parse(text).expect("the lock");
         let scratch = tempfile::tempdir().expect("a folder");
         let (root, stage) = (scratch.path().join("root"), scratch.path().join("stage"));
-        for package in downloaded(&lock).expect("the packages") {
-            unpack(&package, &root).expect("unpack");
-        }
-        programs::gather(&root, &[], &stage).expect("programs");
-        papers(&root, text, &stage).expect("papers");
-        let (one, two) = (scratch.path().join("one"), scratch.path().join("two"));
-        packed(&stage, &one).expect("pack");
+        let one = of_packages(scratch.path()).expect("the bundle");
+        let two = scratch.path().join("two");
         packed(&stage, &two).expect("pack");
         assert_eq!(fs::read(&one).expect("one"), fs::read(&two).expect("two"));
         started(&one, scratch.path(), &STARTS[..5]).expect("they start");

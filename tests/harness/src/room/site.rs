@@ -121,6 +121,13 @@ impl Site {
         self
     }
 
+    /// The same, with the room's calls led to wherever this address leads them.
+    #[must_use]
+    pub fn through(mut self, address: &str) -> Self {
+        self.proxy = Some(address.to_owned());
+        self
+    }
+
     /// What the case has now.
     ///
     /// # Errors
