@@ -10,8 +10,8 @@ use std::{
 };
 
 use cleanroom_cloud::{
-    Caller, Change, Cloud, Facts, Hands, Inventory, Notices, Posture, Store, Target, TargetGroup,
-    TargetGroupArn,
+    Caller, Change, Cloud, DRILL, Facts, Hands, Inventory, Notices, Posture, Store, Target,
+    TargetGroup, TargetGroupArn, marks_drill,
 };
 use cleanroom_contract::{CaseId, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -377,6 +377,18 @@ impl Scene {
             ("cleanroom:case".to_owned(), self.case.to_string()),
             ("cleanroom:instance".to_owned(), self.instance.to_string()),
         ])
+    }
+}
+
+impl Scene {
+    /// The tags of the snapshots that this case makes. Those of a drill say that they are, so that its clean-up may delete them.
+    #[must_use]
+    pub fn snapshot_tags(&self) -> BTreeMap<String, String> {
+        let mut tags = self.tags();
+        if marks_drill(&self.original.instance.tags, &self.case) {
+            tags.insert(DRILL.to_owned(), self.case.to_string());
+        }
+        tags
     }
 }
 

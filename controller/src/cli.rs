@@ -6,7 +6,9 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cleanroom_contract::{CaseId, ScanId, Sha256};
-use cleanroom_controller::{case::Step, steps::revoke::principal::Principal};
+use cleanroom_controller::{
+    case::Step, flow::drill::INSTANCE_TYPE, steps::revoke::principal::Principal,
+};
 
 /// Contains EC2 instances and preserves their evidence: cut off and read back within seconds, every volume
 /// snapshotted, every act in a custody log, and back to what was there on a person's word.
@@ -131,6 +133,8 @@ pub(crate) enum Command {
     Teardown(Teardown),
     /// Set up or change the response stack, and put the programs of a clean room into the bucket.
     Deploy(Box<Deploy>),
+    /// Rehearse: launch a harmless instance, respond to it, tell the times, take it all away again.
+    Drill(Drill),
     /// List the cases of this account and Region.
     Cases,
     /// The custody log.
@@ -357,6 +361,33 @@ fn parameter(text: &str) -> Result<(String, String), String> {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Drill {
+    /// Subnet of the instance [default: one of the default VPC].
+    #[arg(long, value_name = "SUBNET")]
+    pub subnet: Option<String>,
+
+    /// Type of the instance.
+    #[arg(long, value_name = "TYPE", default_value = INSTANCE_TYPE)]
+    pub instance_type: String,
+
+    /// AMI of the instance [default: Amazon's newest Amazon Linux 2023].
+    #[arg(long, value_name = "AMI")]
+    pub image_id: Option<String>,
+
+    /// Leave everything as the response left it; --clean takes it away later.
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Launch nothing: take away what an earlier drill left.
+    #[arg(long, value_name = "CASE", conflicts_with_all = ["subnet", "instance_type", "image_id", "keep"])]
+    pub clean: Option<CaseId>,
+
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Plan {
     #[command(flatten)]
     pub targets: Targets,
@@ -550,6 +581,9 @@ mod tests {
             "deploy --artifacts dist --agent-only --parameter LogDays=90",
             "rescan ../x",
             "teardown",
+            "drill --clean ../x",
+            "drill --clean drill-1 --keep",
+            "drill i-0123456789abcdef0",
             "respond i-0123456789abcdef0 --agent agent/x",
             "respond i-0123456789abcdef0 --agent agent/x@sha256=12",
         ] {

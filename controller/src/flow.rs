@@ -7,6 +7,7 @@ pub mod approval;
 pub mod close;
 pub mod contain_only;
 pub mod deploy;
+pub mod drill;
 pub mod fetch;
 pub mod find;
 pub mod investigate;

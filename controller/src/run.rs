@@ -8,6 +8,7 @@ mod approve;
 mod cases;
 mod deploy;
 mod documents;
+mod drill;
 mod hint;
 mod release;
 mod respond;
@@ -74,6 +75,7 @@ async fn command(cli: Cli, started: tokio::time::Instant) -> anyhow::Result<u8> 
         Command::Rescan(args) => room::rescan(&opening, &args, shape).await,
         Command::Teardown(args) => room::teardown(&opening, &args, shape).await,
         Command::Deploy(args) => deploy::deploy(&opening, &args, shape).await,
+        Command::Drill(args) => drill::drill(&opening, &args, shape).await,
         Command::Cases => cases::list(&opening, shape).await,
         Command::Custody(Custody::Verify { case }) => cases::verify(&opening, &case, shape).await,
         Command::Approve(args) => approve::approve(&opening, &args, shape).await,

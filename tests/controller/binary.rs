@@ -7,6 +7,7 @@
 mod account;
 mod approve;
 mod deploy;
+mod drill;
 mod forensic;
 mod interrupted;
 mod lambda;

@@ -46,6 +46,7 @@ const STEPS: &[(&str, &str)] = &[
     ),
     ("release", "what was recorded, put back on a person's word; the steps' own calls besides"),
     ("preflight", "whether the account is ready; the other steps' looking calls besides"),
+    ("drill", "an instance of our own to rehearse on, and its end; the other steps' calls besides"),
 ];
 
 /// The goals of the steps, and what holds when they are reached.
@@ -90,12 +91,12 @@ fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)
 }
 
-fn read(name: &str) -> String {
+pub(crate) fn read(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// Compares a file with what it should be, or writes it.
-fn hold(name: &str, expected: &str) {
+pub(crate) fn hold(name: &str, expected: &str) {
     if env::var_os("CLEANROOM_UPDATE_DOCS").is_some_and(|value| value == "1") {
         fs::write(file(name), expected).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
@@ -104,7 +105,7 @@ fn hold(name: &str, expected: &str) {
 }
 
 /// A text with the part between two marks replaced.
-fn between(text: &str, name: &str, part: &str) -> String {
+pub(crate) fn between(text: &str, name: &str, part: &str) -> String {
     let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
     let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("no {begin}"));
     let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no {end}"));
@@ -150,7 +151,8 @@ fn permissions() -> String {
         "# What `cleanroom` asks of AWS\n\n\
          Made from the table that the adapters declare (`controller/aws/src/permissions.rs`). A call that is not in the\n\
          table does not go out. The policy is [iam-policy.json](iam-policy.json): exactly the actions named here, but for those of\n\
-         intake, a function of the response stack that has a role of its own there.\n\n\
+         intake, a function of the response stack that has a role of its own there, and those of drills, which have\n\
+         [a policy of their own](drill-policy.json).\n\n\
          ## Operations and their actions\n\n\
          The action has the operation's name where no other is given.\n\n\
          | Operation | First needed by | | Actions, where named otherwise |\n|---|---|---|---|\n",
@@ -190,6 +192,11 @@ fn the_committed_policy_is_the_table_s() {
 #[test]
 fn the_committed_policy_of_the_forensic_role_is_the_table_s() {
     hold("controller/forensic-policy.json", &permissions::forensic_policy());
+}
+
+#[test]
+fn the_committed_policy_of_drills_is_the_table_s() {
+    hold("controller/drill-policy.json", &permissions::drill_policy());
 }
 
 #[test]

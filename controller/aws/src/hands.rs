@@ -5,6 +5,7 @@
 //! modules. Never decides whether to do something, and never does more than it is told.
 
 mod connections;
+mod drill;
 mod evidence;
 #[cfg(test)]
 mod tests;
@@ -92,6 +93,9 @@ async fn carry_out(clients: &Clients, ec2: &Client, change: &Change) -> Result<M
         }
         C::GrantKey { .. } => keys::apply(clients, change).await,
         C::CreateStack { .. } | C::DeleteStack { .. } => stacks::apply(clients, change).await,
+        C::RunDrill { .. } | C::TerminateDrill { .. } | C::DeleteDrillSnapshot { .. } => {
+            drill::apply(clients, ec2, change).await
+        }
         C::PutTags { resource, tags } => put_tags(ec2, resource, tags).await,
         C::RemoveTags { resource, keys } => {
             let keys = keys.iter().map(|key| Tag::builder().key(key).build()).collect();

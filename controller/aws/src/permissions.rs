@@ -8,6 +8,7 @@
 //! role: a policy for anything would be too much, so it is not here. [`FORENSIC`] names what is called in the forensic
 //! account; no other call goes out there.
 
+mod drill;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-pub use self::table::{DEPLOY, FORENSIC, TABLE};
+pub use self::{
+    drill::drill_policy,
+    table::{DEPLOY, FORENSIC, TABLE},
+};
 
 /// An operation of an AWS service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,9 +121,10 @@ fn union(rows: impl Iterator<Item = &'static Operation>) -> BTreeSet<&'static st
         .collect()
 }
 
-/// The rows that the command line needs: all but intake's own, which is a function of the response stack and has a role there.
+/// The rows that the command line needs: all but intake's own, which is a function of the response stack and has a role
+/// there, and those of drills, which have a policy of their own.
 fn of_the_command_line() -> impl Iterator<Item = &'static Operation> + Clone {
-    TABLE.iter().filter(|row| row.step != "intake")
+    TABLE.iter().filter(|row| !matches!(row.step, "intake" | "drill"))
 }
 
 /// Every IAM action that the command line needs, sorted, each once.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cleanroom_contract::{InstanceId, Sha256, SnapshotId, VolumeId};
+use cleanroom_contract::{CaseId, InstanceId, Sha256, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -278,6 +278,27 @@ pub enum Change {
         id: String,
         token: String,
     },
+
+    /// A harmless instance: no profile, no key pair, user data that does nothing. The drill's name is its tag
+    /// [`DRILL`](crate::DRILL) from its first moment, and the call's token: a repeated request makes no second one.
+    RunDrill {
+        drill: CaseId,
+        image: ImageId,
+        instance_type: String,
+        subnet: Option<String>,
+    },
+    /// Refused unless the instance, looked at first, [is marked](crate::marks_drill) as this drill's.
+    TerminateDrill {
+        drill: CaseId,
+        instance: InstanceId,
+    },
+    /// Refused unless the snapshot, looked at first, [is marked](crate::marks_drill_snapshot) as of this drill, its case and
+    /// its instance.
+    DeleteDrillSnapshot {
+        drill: CaseId,
+        instance: InstanceId,
+        snapshot: SnapshotId,
+    },
 }
 
 impl Change {
@@ -332,6 +353,9 @@ impl Change {
             C::PutUserPolicy { .. } => "iam:PutUserPolicy",
             C::CreateStack { .. } => "cloudformation:CreateStack",
             C::DeleteStack { .. } => "cloudformation:DeleteStack",
+            C::RunDrill { .. } => "ec2:RunInstances",
+            C::TerminateDrill { .. } => "ec2:TerminateInstances",
+            C::DeleteDrillSnapshot { .. } => "ec2:DeleteSnapshot",
         }
     }
 
@@ -367,7 +391,9 @@ impl Change {
             | C::Heartbeat { instance, .. }
             | C::DeregisterClassic { instance, .. }
             | C::RegisterClassic { instance, .. }
+            | C::TerminateDrill { instance, .. }
             | C::CreateSnapshots { instance, .. } => instance.to_string(),
+            C::RunDrill { drill, .. } => drill.to_string(),
             C::SetDeleteOnTermination { volume, .. } | C::CreateSnapshot { volume, .. } => {
                 volume.to_string()
             }
@@ -378,6 +404,7 @@ impl Change {
             C::LockSnapshot { snapshot, .. }
             | C::CopySnapshot { snapshot, .. }
             | C::ShareSnapshot { snapshot, .. }
+            | C::DeleteDrillSnapshot { snapshot, .. }
             | C::CopyFromAccount { snapshot, .. } => snapshot.to_string(),
             C::GrantKey { key, .. } => key.clone(),
             C::RegisterImage { name, .. } => name.clone(),
@@ -498,6 +525,12 @@ impl fmt::Display for Change {
                 write!(f, "create the stack from {template}, for {} snapshots", snapshots.count())
             }
             C::DeleteStack { .. } => f.write_str("delete the stack and all that it made"),
+            C::RunDrill { image, instance_type, subnet, .. } => {
+                let subnet = subnet.as_deref().unwrap_or("the default VPC");
+                write!(f, "launch a {instance_type} from {image} in {subnet}, for a drill")
+            }
+            C::TerminateDrill { drill, .. } => write!(f, "terminate the instance of {drill}"),
+            C::DeleteDrillSnapshot { drill, .. } => write!(f, "delete the snapshot of {drill}"),
         }
     }
 }
@@ -522,6 +555,8 @@ pub enum Made {
     Association(AssociationId),
     /// A stack, by its id.
     Stack(String),
+    /// An instance.
+    Instance(InstanceId),
 }
 
 /// The only port that changes anything about an instance or what belongs to it.

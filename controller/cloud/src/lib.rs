@@ -10,6 +10,7 @@
 
 mod change;
 mod deployment;
+mod drill;
 mod error;
 mod facts;
 mod instance;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 pub use change::{AclEntry, Change, Hands, Made, Tags};
 pub use deployment::{BucketState, ChangeSet, Deployment, Proposed, StackChange};
+pub use drill::{DRILL, DRILL_PREFIX, drill_tags, is_drill, marks_drill, marks_drill_snapshot};
 pub use error::{CloudError, ErrorKind, Result};
 pub use facts::{Answer, Facts, Question};
 pub use instance::{

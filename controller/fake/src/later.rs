@@ -30,6 +30,8 @@ pub(crate) enum Later {
     Health(InstanceId),
     /// A wait of a termination hook may end.
     HookEnds(InstanceId),
+    /// An instance that was launched runs.
+    Launched(InstanceId),
     /// An instance that was shutting down is terminated.
     Terminated(InstanceId),
     /// An ended association is no longer listed.
@@ -92,6 +94,14 @@ impl World {
             }
             Later::Health(id) => self.check_health(&id),
             Later::HookEnds(id) => self.end_hook(&id),
+            Later::Launched(id) => {
+                let machine = self.machines.get_mut(&id);
+                if let Some(pending) =
+                    machine.filter(|m| m.instance.state == InstanceState::Pending)
+                {
+                    pending.instance.state = InstanceState::Running;
+                }
+            }
             Later::Terminated(id) => self.terminate(&id),
             Later::Stack(id) => self.step_stack(&id),
             Later::Room { stack, scan, seq } => self.tell_of_scan(&stack, &scan, seq),

@@ -153,6 +153,8 @@ pub struct Times {
     pub hook: Duration,
     /// From shutting down to terminated.
     pub termination: Duration,
+    /// From launched to running.
+    pub launch: Duration,
     /// Until an ended profile association is no longer listed.
     pub association: Duration,
 }
@@ -166,6 +168,7 @@ impl Default for Times {
             health: Duration::from_secs(60),
             hook: Duration::from_secs(3600),
             termination: Duration::from_secs(30),
+            launch: Duration::from_secs(15),
             association: Duration::from_secs(1),
         }
     }

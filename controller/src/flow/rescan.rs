@@ -65,7 +65,7 @@ async fn note_short(case: &Case) {
     let of_others = before.iter().filter(|short| short.step != Step::CleanRoom).cloned();
     let shortfalls: Vec<_> = of_others.chain(lock(&case.shortfalls).clone()).collect();
     if shortfalls != before {
-        case.journal.append(None, Body::Short { shortfalls }).await;
+        case.journal.append(None, Body::Short { shortfalls, part: None }).await;
     }
 }
 

@@ -115,7 +115,11 @@ pub(super) async fn look(case: &Case) -> Result<Option<Standing>> {
 }
 
 /// About what a room costs an hour, by its stack's parameters and the GiB of its copies.
-fn decide_price(parameters: &BTreeMap<String, String>, copies: &[u32], runs: bool) -> f64 {
+pub(super) fn decide_price(
+    parameters: &BTreeMap<String, String>,
+    copies: &[u32],
+    runs: bool,
+) -> f64 {
     let given = |name: &str| parameters.get(name).map(String::as_str).unwrap_or_default();
     let number = |name: &str| given(name).parse::<f64>().unwrap_or_default();
     let kind = INSTANCES.iter().find(|(kind, _)| runs && *kind == given("InstanceType"));

@@ -129,7 +129,7 @@ fn where_the_room_is(case: Case, ledger: &Ledger) -> Result<Case, FlowError> {
 }
 
 /// What stays of a case.
-async fn left(case: &Case, ledger: &Ledger) -> Result<Vec<Left>, FlowError> {
+pub(super) async fn left(case: &Case, ledger: &Ledger) -> Result<Vec<Left>, FlowError> {
     let id = &case.scene.case;
     let failed = |source| FlowError::Cloud { what: format!("what is left of {id}"), source };
     let snapshots = case.scene.at_home().inventory.snapshots(id).await.map_err(failed)?;

@@ -6,7 +6,7 @@
 //!
 //! It stops before Lambda's deadline, with time to close what is open; what is not done by then is worth another try.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use cleanroom_contract::{Timestamp, printable};
 use cleanroom_controller::{
@@ -15,10 +15,10 @@ use cleanroom_controller::{
     machine::SystemClock,
     progress::{Event, Progress},
 };
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::{
     sync::mpsc,
-    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 
@@ -84,12 +84,12 @@ impl Invocation {
             function: self.function,
         };
         let (account, log, event) = (self.account, self.log.clone(), self.event);
-        let work = tokio::spawn(async move {
+        let work = async move {
             let run = account.run(own).await?;
             let environment = &account.environment;
             let told = (&log, environment.case_hours);
-            Box::pin(doors::answer(run, &environment.entrance, event, told)).await
-        });
+            doors::answer(run, &environment.entrance, event, told).await
+        };
         let answer = guarded(work, &shared, events, (&self.log, ends)).await;
         if progress.dropped() > 0 {
             let more = json!({ "dropped": progress.dropped() });
@@ -101,26 +101,25 @@ impl Invocation {
 
 /// Waits for work, and writes what it tells. Whether it ends, panics or takes too long: then whatever is open is closed.
 async fn guarded(
-    mut work: JoinHandle<Result<Value, Failed>>,
+    work: impl Future<Output = Result<Value, Failed>>,
     shared: &Shared,
     mut events: mpsc::Receiver<Event>,
     (log, ends): (&Log, Instant),
 ) -> Result<Value, Failed> {
-    let answer = loop {
-        tokio::select! {
-            biased;
-            Some(event) = events.recv() => log.event(&event),
-            ended = &mut work => break ended.unwrap_or_else(|error| {
-                let why = match error.try_into_panic() {
-                    Ok(panic) => panicked(panic.as_ref()),
-                    Err(error) => error.to_string(),
-                };
-                Err(Failed { retryable: false, why })
-            }),
-            () = sleep_until(ends) => {
-                work.abort();
-                let why = "it was not done when Lambda's deadline came near".to_owned();
-                break Err(Failed { retryable: true, why });
+    let answer = {
+        // What a panic leaves half done is dropped with its run, and nothing else sees it.
+        let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = events.recv() => log.event(&event),
+                ended = &mut work => break ended.unwrap_or_else(|panic| {
+                    Err(Failed { retryable: false, why: panicked(panic.as_ref()) })
+                }),
+                () = sleep_until(ends) => {
+                    let why = "it was not done when Lambda's deadline came near".to_owned();
+                    break Err(Failed { retryable: true, why });
+                }
             }
         }
     };
@@ -219,14 +218,14 @@ mod tests {
             let (shared, closed) = (Arc::new(Shared::new()), Arc::new(AtomicBool::new(false)));
             let (_progress, events) = Progress::channel(8);
             let (inner, flag) = (shared.clone(), closed.clone());
-            let work = tokio::spawn(async move {
+            let work = async move {
                 unit(&inner, &flag);
                 match what {
                     "answers" => Ok(json!({"contained": true})),
                     "panics" => panic!("on purpose"),
                     _ => std::future::pending().await,
                 }
-            });
+            };
             let ends = Instant::now() + Duration::from_secs(1);
             let answer = guarded(work, &shared, events, (&log(), ends)).await;
             assert_eq!(answer, expected, "{what}");

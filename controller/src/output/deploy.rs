@@ -11,7 +11,8 @@ pub(crate) fn changes(changes: &[StackChange], palette: Palette, width: usize) -
     let mut table = Table::new(&["action", "resource", "type", "replacement", "now"]);
     for change in changes {
         let loses = change.action == "Remove" || change.replacement.as_deref() == Some("True");
-        let paint = if loses { Palette::bad } else { |_: Palette, text: &str| text.to_owned() };
+        let paint: fn(Palette, &str) -> String =
+            if loses { Palette::bad } else { |_, text| text.to_owned() };
         table.row(vec![
             painted(&change.action, paint),
             painted(&change.resource, paint),

@@ -19,6 +19,7 @@ use cleanroom_controller::{
         fetch,
     },
     journal::digest,
+    machine::nonce,
     room::LATEST,
     steps::clean_room::artifacts::{keep, key},
 };
@@ -27,7 +28,7 @@ use self::programs::Programs;
 use super::{
     FAILED, Shape, Usage, account,
     hint::Hint,
-    nonce, print, say,
+    print, say,
     session::{Opening, Session},
     signals::{Ended, Signals},
 };
@@ -62,8 +63,9 @@ pub(super) async fn deploy(opening: &Opening, args: &Deploy, shape: Shape) -> an
         return Err(Usage(why.to_owned()).into());
     }
     let session = opening.open(None, "cleanroom-deploy").await?;
-    let Some(stack) = set_up(opening, &session, (args, &local), shape).await? else {
-        return Ok(FAILED);
+    let stack = match set_up(opening, &session, (args, &local), shape).await? {
+        Ok(stack) => stack,
+        Err(status) => return Ok(status),
     };
     let evidence = stack.outputs.get("EvidenceBucket");
     let evidence = evidence.with_context(|| format!("{} names no EvidenceBucket", stack.name))?;
@@ -115,8 +117,7 @@ fn local(folder: &std::path::Path, args: &Deploy) -> anyhow::Result<Local> {
     Ok(Local { program, sha256, settings, template, chosen })
 }
 
-/// The stack's site, with the artifacts bucket that was named, that the stack has, or that this account's is called; and
-/// whether it is the last.
+/// Where the stack is set up, with this artifacts bucket.
 async fn site(session: &Session, opening: &Opening, bucket: &str) -> anyhow::Result<Site> {
     let Cloud { inventory, hands, .. } = session.cloud.clone();
     Ok(Site {
@@ -126,7 +127,7 @@ async fn site(session: &Session, opening: &Opening, bucket: &str) -> anyhow::Res
         artifacts: session.with_bucket(bucket).await?.store,
         account: session.caller.account.clone(),
         stack: opening.global.stack.clone(),
-        nonce: nonce()?,
+        nonce: nonce().context("draw a nonce")?,
         poll: POLL,
     })
 }
@@ -137,16 +138,16 @@ fn bucket_name(session: &Session, kind: &str) -> String {
     format!("cleanroom-{kind}-{}-{}", session.caller.account, session.caller.region)
 }
 
-/// Brings the stack to what its template and the parameters say. None where a person says no.
+/// Brings the stack to what its template and the parameters say. The exit status where a person says no, or ends it.
 async fn set_up(
     opening: &Opening,
     session: &Session,
     (args, local): (&Deploy, &Local),
     shape: Shape,
-) -> anyhow::Result<Option<Stack>> {
+) -> anyhow::Result<Result<Stack, u8>> {
     let own = bucket_name(session, "artifacts");
     let mut site = site(session, opening, &own).await?;
-    let Some(before) = settled(&site, args, shape).await? else { return Ok(None) };
+    let Some(before) = settled(&site, args, shape).await? else { return Ok(Err(FAILED)) };
     let had = before.as_ref().map(|stack| stack.parameters.clone()).unwrap_or_default();
     let bucket = args.artifacts_bucket.as_ref().or_else(|| had.get("ArtifactsBucket"));
     let bucket = bucket.cloned().unwrap_or_else(|| own.clone());
@@ -167,15 +168,15 @@ async fn set_up(
     let ready = flow::propose(&site, before.as_ref(), &template, parameters).await?;
     let Some(ready) = ready else {
         say(&format!("the stack {} is as it should be: nothing was changed", site.stack));
-        return Ok(before);
+        return Ok(before.ok_or(FAILED));
     };
     show(&ready, shape)?;
     if !args.yes && !terminal::ask(&format!("Change the stack {} so?", site.stack)) {
         flow::discard(&site, &ready.id).await?;
         say("nothing was changed");
-        return Ok(None);
+        return Ok(Err(FAILED));
     }
-    carry_out(session, &site, &ready, shape).await.map(Some)
+    carry_out(session, &site, &ready, shape).await
 }
 
 /// The stack at rest: what an interrupted run began has ended, and a creation that failed is deleted, where a person says
@@ -297,17 +298,16 @@ async fn carry_out(
     site: &Site,
     ready: &Ready,
     shape: Shape,
-) -> anyhow::Result<Stack> {
+) -> anyhow::Result<Result<Stack, u8>> {
     let run = session.quiet()?;
     let mut signals = Signals::take().context("take over signals")?;
     let mut tell = |event: &StackEvent| hear(event, shape);
     let work = flow::apply(site, ready, &mut tell);
     let stack = match signals.guard(&run.shared, work, say).await {
         Ended::Done(stack) => stack?,
-        Ended::Interrupted(_) => {
-            anyhow::bail!(
-                "interrupted: CloudFormation goes on; deploy again waits for it, and goes on"
-            )
+        Ended::Interrupted(status) => {
+            say("CloudFormation goes on; deploy again waits for it, and goes on");
+            return Ok(Err(status));
         }
     };
     let fields =
@@ -317,7 +317,7 @@ async fn carry_out(
     } else {
         print(&output::record("stack", &fields))?;
     }
-    Ok(stack)
+    Ok(Ok(stack))
 }
 
 /// The policy that reserves tags, and whom it exempts.

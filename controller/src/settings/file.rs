@@ -304,7 +304,7 @@ pub fn parse(path: &Path, text: &str) -> Result<File, Malformed> {
 
 #[cfg(test)]
 mod tests {
-    use cleanroom_controller::brake::AtDeadline;
+    use crate::brake::AtDeadline;
 
     use super::*;
 

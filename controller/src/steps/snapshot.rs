@@ -256,7 +256,7 @@ impl Goal for Take {
             });
             return Ok(seen);
         }
-        let mut tags = scene.tags();
+        let mut tags = scene.snapshot_tags();
         let call = history.applied.len() + sets.calls + 1;
         tags.insert(SET.to_owned(), format!("{}-{call}", scene.nonce));
         let description = format!("Cleanroom {} of {}", scene.case, scene.instance);
@@ -384,7 +384,7 @@ impl Goal for Rekey {
                     seen.waiting = Some((what, patience(&sets.evidence)));
                 }
             } else if let Some(own) = &scene.policy.key {
-                let mut tags = scene.tags();
+                let mut tags = scene.snapshot_tags();
                 tags.insert(COPY_OF.to_owned(), snapshot.id.to_string());
                 let snapshot = snapshot.id.clone();
                 seen.now.push(Change::CopySnapshot { snapshot, key: own.clone(), tags });

@@ -19,10 +19,10 @@ static FREE: (Mutex<u32>, Condvar) = (Mutex::new(2), Condvar::new());
 
 /// The right to run one emulator.
 #[derive(Debug)]
-struct Slot;
+pub(super) struct Slot;
 
 impl Slot {
-    fn take() -> Self {
+    pub(super) fn take() -> Self {
         let (free, freed) = &FREE;
         let free = free.lock().unwrap_or_else(PoisonError::into_inner);
         let mut free = freed.wait_while(free, |n| *n == 0).unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,12 @@ const TAGS: Implied = Implied {
     page: "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/supported-iam-actions-tagging.html",
 };
 
+const DRILL_TAGS: Implied = Implied {
+    action: "ec2:CreateTags",
+    reason: "the instance of a drill is marked from its first moment",
+    page: "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/supported-iam-actions-tagging.html",
+};
+
 /// The page on what a user of encrypted snapshots must be allowed.
 const EBS_ENCRYPTION: &str =
     "https://docs.aws.amazon.com/ebs/latest/userguide/ebs-encryption-requirements.html";
@@ -236,6 +242,10 @@ pub const TABLE: &[Operation] = table! {
     "preflight" look "guardduty:GetDetector";
     "preflight" look "servicequotas:GetServiceQuota";
     "preflight" look "servicequotas:GetAWSDefaultServiceQuota";
+
+    "drill" act "ec2:RunInstances", with DRILL_TAGS;
+    "drill" act "ec2:TerminateInstances";
+    "drill" act "ec2:DeleteSnapshot";
 };
 
 /// What `deploy` calls besides, to set up the bucket of the artifacts and the response stack. It is not of the table, since

@@ -4,6 +4,7 @@
 //! has done nothing.
 
 mod compute;
+mod drill;
 mod identity;
 mod network;
 mod scaling;
@@ -25,6 +26,8 @@ fn links(change: &Change) -> u32 {
     match change {
         // A stack's template is read first.
         Change::EmptyGroup { .. } | Change::CreateStack { .. } => 2,
+        // What is to go is described first.
+        Change::TerminateDrill { .. } | Change::DeleteDrillSnapshot { .. } => 2,
         _ => 1,
     }
 }
@@ -96,6 +99,9 @@ impl World {
             }
             C::CreateStack { .. } => self.create_stack(change),
             C::DeleteStack { id, .. } => Ok(self.delete_stack(id)),
+            C::RunDrill { .. } | C::TerminateDrill { .. } | C::DeleteDrillSnapshot { .. } => {
+                self.change_drill(change)
+            }
         }
     }
 }

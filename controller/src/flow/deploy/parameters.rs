@@ -96,8 +96,12 @@ pub fn decide_parameters(
     for parameter in template {
         let given = sources.iter().find_map(|source| source.get(&parameter.name));
         match given.or(parameter.default.as_ref()) {
-            Some(value) => drop(decided.insert(parameter.name.clone(), value.clone())),
-            None => drop(missing.insert(parameter.name.as_str())),
+            Some(value) => {
+                decided.insert(parameter.name.clone(), value.clone());
+            }
+            None => {
+                missing.insert(parameter.name.as_str());
+            }
         }
     }
     if missing.is_empty() {

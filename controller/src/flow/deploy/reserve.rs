@@ -30,10 +30,10 @@ pub fn reserve_tags(partition: &str, account: &str, exempt: &[String]) -> Value 
     let others = json!({ "aws:PrincipalArn": principals });
     // DeleteTags that names no tag deletes all that a resource has (EC2 API reference), and is told by that.
     let delete_all = |sid: &str, tag: &str| {
-        let null = json!({ "aws:TagKeys": "true", format!("aws:ResourceTag/{tag}"): "false" });
+        let whole = json!({ "aws:TagKeys": "true", (format!("aws:ResourceTag/{tag}")): "false" });
         json!({
             "Sid": sid, "Effect": "Deny", "Action": ["ec2:DeleteTags"], "Resource": "*",
-            "Condition": { "Null": null, "ArnNotLike": others },
+            "Condition": { "Null": whole, "ArnNotLike": others },
         })
     };
     json!({

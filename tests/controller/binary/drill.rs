@@ -1,0 +1,106 @@
+//! A drill over HTTP, to its end and cut short: what it made is gone, by the account's word, and its log stays.
+
+use cleanroom_harness::emulators::{Kind, REGION};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{
+    account::{Account, assert_verified, boto},
+    station::Station,
+};
+
+/// An AMI that the account knows.
+fn image(account: &Account) -> String {
+    let code = "
+images = client('ec2').describe_images(Owners=['amazon'])['Images']
+print(json.dumps(sorted(i['ImageId'] for i in images if i['Architecture'] == 'x86_64')[0]))
+";
+    let found = boto(&account.url(), REGION, code, &[]);
+    found.as_str().expect("moto knows images").to_owned()
+}
+
+/// What there is of drills: instances that live, volumes and snapshots.
+fn there(account: &Account) -> Value {
+    let code = "
+ec2 = client('ec2')
+mark = [{'Name': 'tag-key', 'Values': ['cleanroom:drill']}]
+instances = [i for r in ec2.describe_instances(Filters=mark)['Reservations'] for i in r['Instances']]
+living = [i['InstanceId'] for i in instances if i['State']['Name'] != 'terminated']
+volumes = [v['VolumeId'] for v in ec2.describe_volumes(Filters=mark)['Volumes']]
+snapshots = [s['SnapshotId'] for s in ec2.describe_snapshots(OwnerIds=['self'], Filters=mark)['Snapshots']]
+print(json.dumps([len(instances), len(living), len(volumes), len(snapshots)]))
+";
+    boto(&account.url(), REGION, code, &[])
+}
+
+/// The drill that the station's account has a claim of, other than these.
+fn named(station: &Station, account: &Account) -> String {
+    let cases = account.claims().into_iter().map(|(_, claim)| claim["case"].clone());
+    let mut drills = cases.filter(|case| case.as_str().is_some_and(|c| c.starts_with("drill-")));
+    let drill = drills.next().expect("a drill was claimed");
+    let drill = drill.as_str().expect("a text").to_owned();
+    assert_verified(station, &drill);
+    drill
+}
+
+#[test]
+fn a_drill_runs_is_timed_and_leaves_its_log_only() {
+    let account = Account::of(Kind::Plain);
+    let station = account.station();
+    let before = account.state();
+    let image = image(&account);
+    let refused = station.expect(2, &["drill", "--image-id", &image]);
+    assert!(refused.stderr.contains("--yes"), "{refused}");
+    assert_eq!(refused.record("proposal")["needs"].as_array().map(Vec::len), Some(3), "{refused}");
+    assert_eq!(there(&account), serde_json::json!([0, 0, 0, 0]), "nothing was launched");
+
+    let ran = station.expect(0, &["drill", "--image-id", &image, "--yes"]);
+    let times = ran.record("times");
+    assert!(times["contained"].as_f64() <= times["preserved"].as_f64(), "{times:#}");
+    assert_eq!(times["whole"], true, "{ran}");
+    let cleaned = ran.record("cleaned");
+    assert_eq!(cleaned["whole"], true, "{cleaned:#}");
+    assert_eq!(there(&account), serde_json::json!([1, 0, 0, 0]), "{ran}");
+    let drill = named(&station, &account);
+    assert_eq!(cleaned["drill"], drill.as_str(), "{cleaned:#}");
+    let after = account.state();
+    assert_eq!(before.restorable(), after.restorable(), "the other instance is as it was");
+
+    let again = station.expect(0, &["drill", "--clean", &drill, "--yes"]).record("cleaned");
+    assert_eq!(again["whole"], true, "{again:#}");
+    let real = format!("{}-1", account.world.instance());
+    let refused = station.expect(1, &["drill", "--clean", &real, "--yes"]);
+    assert!(refused.stderr.contains("is no drill"), "{refused}");
+    station.expect(0, &["close", &drill, "--reason", "rehearsed"]);
+}
+
+#[test]
+fn a_drill_that_is_cut_short_says_what_there_is_and_how_to_go_on() {
+    let account = Account::of(Kind::Plain);
+    let station = account.station();
+    let image = image(&account);
+    for operation in ["CreateSnapshots", "TerminateInstances"] {
+        let before = station.log_length();
+        let mut run = station.start(&["drill", "--image-id", &image, "--yes"]);
+        let called = |call: &Value| call["operation"] == operation;
+        let met = run.wait_until(|_| station.calls_since(before).iter().any(called));
+        assert!(met, "{operation} was called");
+        run.signal(Signal::INT);
+        let ran = run.finish();
+        let told =
+            ran.stderr.lines().find_map(|line| line.split_once("drill --clean ")).map(|(_, d)| d);
+        // A moment too late, it was through already.
+        if ran.expect_any(&[130, 0]) == 130 {
+            let drill = told.unwrap_or_else(|| panic!("it says how to go on\n{ran}"));
+            let cleaned =
+                station.expect(0, &["drill", "--clean", drill, "--yes"]).record("cleaned");
+            assert_eq!(cleaned["whole"], true, "{cleaned:#}");
+        }
+        let left = there(&account);
+        assert_eq!(
+            (&left[1], &left[2], &left[3]),
+            (&0.into(), &0.into(), &0.into()),
+            "{operation}"
+        );
+    }
+}
