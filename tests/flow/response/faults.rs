@@ -1,5 +1,7 @@
 //! What a response comes to where functions crash, hang and are throttled, calls fail, and people interfere.
 
+use std::sync::PoisonError;
+
 use cleanroom_harness::response::StepFault;
 
 use super::scene::{Suspect, rough};
@@ -18,11 +20,11 @@ fn is_snapshotted(suspect: &Suspect) {
 #[test]
 fn steps_that_crash_lose_their_answer_or_hang_change_nothing_in_the_end() {
     let scene = rough();
-    let _shared = scene.functions.read().expect("no test has failed here");
+    let _shared = scene.functions.read().unwrap_or_else(PoisonError::into_inner);
     let suspect = scene.suspect();
     for (step, fault) in [
         ("open", StepFault::Lose),
-        ("protect", StepFault::Hang),
+        ("verify", StepFault::Hang),
         ("snapshot", StepFault::Lose),
         ("isolate", StepFault::Crash),
         ("record", StepFault::Crash),
@@ -44,7 +46,7 @@ fn a_function_that_is_throttled_for_good_leaves_an_instance_contained() {
     let scene = rough();
     let suspect = scene.suspect();
     // Nobody else gets through meanwhile.
-    let _alone = scene.functions.write().expect("no test has failed here");
+    let _alone = scene.functions.write().unwrap_or_else(PoisonError::into_inner);
     suspect.stack().throttle(true).expect("throttle");
     suspect.alert();
     suspect.enters(1, "Contain only");
@@ -59,7 +61,7 @@ fn a_function_that_is_throttled_for_good_leaves_an_instance_contained() {
 #[test]
 fn an_instance_that_is_terminated_half_way_still_has_its_evidence() {
     let scene = rough();
-    let _shared = scene.functions.read().expect("no test has failed here");
+    let _shared = scene.functions.read().unwrap_or_else(PoisonError::into_inner);
     let suspect = scene.suspect();
     suspect.stack().fault(&suspect.instance, "prepare", StepFault::Hang, 1).expect("a fault");
     suspect.alert();
@@ -81,7 +83,7 @@ fn an_instance_that_is_terminated_half_way_still_has_its_evidence() {
 #[test]
 fn an_execution_that_is_stopped_contains_and_goes_on_when_it_is_asked_for_again() {
     let scene = rough();
-    let _shared = scene.functions.read().expect("no test has failed here");
+    let _shared = scene.functions.read().unwrap_or_else(PoisonError::into_inner);
     let suspect = scene.suspect();
     suspect.stack().fault(&suspect.instance, "prepare", StepFault::Hang, 1).expect("a fault");
     suspect.alert();

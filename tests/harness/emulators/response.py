@@ -4,7 +4,7 @@
 
 Options: "name" of the stack; "template", "machine", "many": files; "program": the bootstrap; "wrapped": what it wraps, or
 null; "settings": text of cleanroom.toml; "bucket", "key" of the evidence, in moto; "environment" of the functions besides
-what the template says; "timeout" of the step function in seconds instead of the template's, or null. The artifacts go into both emulators: MiniStack takes the program from its own S3, and the functions
+what the template says. The artifacts go into both emulators: MiniStack takes the program from its own S3, and the functions
 read their settings where they read everything else. Independent of Cleanroom's own adapters on purpose.
 """
 
@@ -89,14 +89,15 @@ def main():
         ]
         sys.exit(f"{error}: {failed}")
     stack = aws.cloudformation.describe_stacks(StackName=options["name"])["Stacks"][0]
+    logs = []
     for name in ("intake", "step", "contain-only"):
         name = f"{options['name']}-{name}"
         function = aws["lambda"].get_function_configuration(FunctionName=name)
         variables = {**function["Environment"]["Variables"], **options["environment"]}
-        changed = {"Environment": {"Variables": variables}}
-        if options["timeout"] and name.endswith("-step"):
-            changed["Timeout"] = options["timeout"]
-        aws["lambda"].update_function_configuration(FunctionName=name, **changed)
+        aws["lambda"].update_function_configuration(
+            FunctionName=name, Environment={"Variables": variables}
+        )
+        logs.append(function["LoggingConfig"]["LogGroup"])
     outputs = {o["OutputKey"]: o["OutputValue"] for o in stack["Outputs"]}
     queue = aws.sqs.create_queue(QueueName=f"{options['name']}-notices")["QueueUrl"]
     attributes = aws.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
@@ -106,7 +107,7 @@ def main():
         Endpoint=attributes["Attributes"]["QueueArn"],
         Attributes={"RawMessageDelivery": "true"},
     )
-    print(json.dumps({"outputs": outputs, "notices": queue}))
+    print(json.dumps({"outputs": outputs, "logs": logs, "notices": queue}))
 
 
 if __name__ == "__main__":

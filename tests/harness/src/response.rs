@@ -42,9 +42,6 @@ const NAME: &str = "response";
 /// How much of a state machine's wait is waited for.
 const WAITS: f64 = 0.02;
 
-/// Seconds that a step may take where faults are injected: a machine that is busy is no fault.
-const TIMEOUT: u32 = 25;
-
 /// The time between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -71,7 +68,7 @@ pub enum StepFault {
     Crash,
     /// It ends when the program has done what it was asked, and before it answers.
     Lose,
-    /// Nobody answers until the function's time is up.
+    /// Nobody answers until the state's time is up.
     Hang,
 }
 
@@ -89,6 +86,8 @@ impl StepFault {
 #[derive(Debug, Deserialize)]
 struct Deployed {
     outputs: BTreeMap<String, String>,
+    /// The functions' log groups.
+    logs: Vec<String>,
     /// The address of the queue that listens to the notify topic.
     notices: String,
 }
@@ -151,7 +150,6 @@ impl ResponseStack {
             "bucket": world.bucket(),
             "key": world.key(),
             "environment": environment,
-            "timeout": faults.is_some().then_some(TIMEOUT),
         });
         let file = scratch.path().join("options.json");
         fs::write(&file, options.to_string()).context("write what to deploy")?;
@@ -324,8 +322,7 @@ impl ResponseStack {
     /// Where MiniStack does not answer.
     pub fn logs(&self) -> Result<Vec<String>> {
         let mut lines = Vec::new();
-        for function in ["intake", "step", "contain-only"] {
-            let group = format!("/cleanroom/{NAME}/{function}");
+        for group in &self.deployed.logs {
             let asked = json!({ "logGroupName": group, "limit": 10_000 });
             let told = self.call(Service::Logs, "FilterLogEvents", &asked)?;
             let events = told["events"].as_array().context("no log")?.iter();

@@ -32,6 +32,8 @@ fn round(ask: &Ask) -> u64 {
 
 /// Whether every volume has a whole snapshot, under a key that is the case's; and the groups of volumes that rooms examine.
 pub(super) async fn preserve(case: &Case, run: &Run, ask: &Ask) -> Value {
+    // The step that takes them may never have come to its end: isolation does not wait for that.
+    ensure(case, &snapshot::Take, Direction::Respond).await;
     let settled = ensure(case, &snapshot::Settle, Direction::Respond).await;
     if !case.is_under_way() {
         let goals: [&dyn Goal; 3] = [&snapshot::Rekey, &snapshot::Lock, &snapshot::Register];
