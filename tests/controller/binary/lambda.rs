@@ -258,8 +258,7 @@ fn where_sts_is_gone_the_function_s_own_name_says_whose_account_it_is() {
 #[test]
 fn what_nobody_can_read_becomes_a_dead_letter_with_the_reason() {
     let account = Account::of(Kind::Plain);
-    let made =
-        "print(json.dumps(client('sqs').create_queue(QueueName='dead-letters')['QueueUrl']))";
+    let made = "print(json.dumps(client('sqs').create_queue(QueueName='letters')['QueueUrl']))";
     let queue = boto(&account.url(), REGION, made, &[]);
     let queue = queue.as_str().expect("a queue's address");
     let mut function =
