@@ -30,10 +30,10 @@ pub fn reserve_tags(partition: &str, account: &str, exempt: &[String]) -> Value 
     let others = json!({ "aws:PrincipalArn": principals });
     // DeleteTags that names no tag deletes all that a resource has (EC2 API reference), and is told by that.
     let delete_all = |sid: &str, tag: &str| {
-        let null = json!({ "aws:TagKeys": "true", (format!("aws:ResourceTag/{tag}")): "false" });
+        let whole = json!({ "aws:TagKeys": "true", (format!("aws:ResourceTag/{tag}")): "false" });
         json!({
             "Sid": sid, "Effect": "Deny", "Action": ["ec2:DeleteTags"], "Resource": "*",
-            "Condition": { "Null": null, "ArnNotLike": others },
+            "Condition": { "Null": whole, "ArnNotLike": others },
         })
     };
     json!({
@@ -67,6 +67,11 @@ mod tests {
             let exempt = &statement["Condition"]["ArnNotLike"]["aws:PrincipalArn"];
             let own = "arn:aws:iam::123456789012:role/cleanroom/response/*";
             assert_eq!(*exempt, json!([own, people]), "a room's role is below /cleanroom/ alone");
+        }
+        for (statement, tag) in [(&statements[1], "case"), (&statements[2], "group")] {
+            let untold = &statement["Condition"]["Null"];
+            assert_eq!(untold["aws:TagKeys"], "true");
+            assert_eq!(untold[format!("aws:ResourceTag/cleanroom:{tag}")], "false");
         }
         // Organizations takes 5,120 characters without white space.
         assert!(policy.to_string().len() < 5_120, "{}", policy.to_string().len());
