@@ -3,9 +3,11 @@
 //! Isolation waits for the claim, what release needs, the guards, the Auto Scaling detach, and `CreateSnapshots` having
 //! returned, each within its bound. Everything else runs beside it or after. Nothing here undoes anything.
 
+pub mod at_work;
 pub mod close;
 pub mod fetch;
 pub mod find;
+pub mod follow;
 pub mod investigate;
 mod open;
 pub mod plan;
@@ -65,6 +67,9 @@ pub enum FlowError {
         /// Why.
         why: String,
     },
+    /// The state machine does not do it.
+    #[error(transparent)]
+    Follow(#[from] follow::FollowError),
     /// There is no such case, or it is not in a state for this.
     #[error("{0}")]
     Case(String),

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub(crate) use self::{
     account::preflight,
-    cases::{cases, proposal, recovery, released, statuses, verdict},
+    cases::{at_work, cases, proposal, recovery, released, statuses, verdict},
     plan::plan,
     report::{Next, not_cut, report},
 };

@@ -14,6 +14,7 @@ mod room;
 mod session;
 mod signals;
 mod targets;
+mod via;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -72,7 +73,8 @@ async fn command(cli: Cli, started: tokio::time::Instant) -> anyhow::Result<u8> 
         Command::Rescan(args) => room::rescan(&opening, &args, shape).await,
         Command::Teardown(args) => room::teardown(&opening, &args, shape).await,
         Command::Deploy(args) => room::deploy(&opening, &args, shape).await,
-        Command::Cases => cases::list(&opening, shape).await,
+        Command::Cases { open: false } => cases::list(&opening, shape).await,
+        Command::Cases { open: true } => cases::open(&opening, shape).await,
         Command::Custody(Custody::Verify { case }) => cases::verify(&opening, &case, shape).await,
         Command::Release(args) => release::release(&opening, &args, shape).await,
         Command::Revoke(args) => revoke::revoke(&opening, &args, shape).await,

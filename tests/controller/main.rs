@@ -6,6 +6,7 @@ mod close;
 mod containment;
 mod custody;
 mod documents;
+mod follow;
 mod forensic;
 mod measure;
 mod preflight;
