@@ -9,11 +9,12 @@ use cleanroom_controller::{
         status::{self, State, Status},
     },
     journal::verify::{self, Verdict},
+    machine::SystemClock,
 };
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 
-use super::{FAILED, PARTIAL, Shape, SystemClock, complain, print, say, session::Opening};
+use super::{FAILED, PARTIAL, Shape, complain, print, say, session::Opening};
 use crate::output;
 
 /// How many cases are looked at at a time.

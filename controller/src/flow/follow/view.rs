@@ -179,8 +179,8 @@ impl View {
         self.ledger.take(event);
         for (at, step, body) in event.entries() {
             if self.is_old(at) {
-                if let Body::Short { shortfalls } = body {
-                    self.told.clone_from(shortfalls);
+                if let Body::Short { shortfalls, .. } = body {
+                    self.told.extend(shortfalls.iter().cloned());
                 }
                 continue;
             }
@@ -215,13 +215,15 @@ impl View {
                 self.notes.extend(notes.iter().cloned());
             }
             Body::Reported { .. } => events.push(milestone(Milestone::Reported)),
-            Body::Short { shortfalls } => {
+            // Each once: a step tells what it lacks, and the report tells it again.
+            Body::Short { shortfalls, .. } => {
                 let new = shortfalls.iter().filter(|short| !self.told.contains(short));
-                events.extend(new.map(|shortfall| Event::Shortfall {
+                let new: Vec<_> = new.cloned().collect();
+                events.extend(new.iter().map(|shortfall| Event::Shortfall {
                     instance: instance(),
                     shortfall: shortfall.clone(),
                 }));
-                self.told.clone_from(shortfalls);
+                self.told.extend(new);
             }
             _ => {}
         }
