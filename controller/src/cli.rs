@@ -36,7 +36,7 @@ Exit status:
        custody verify: the log is not what was written
   4    report, fetch: the scan that was named is not in the custody log
   130  ended by Ctrl-C, 143 by SIGTERM: no interface is left open, and respond
-       goes on where it was
+       goes on where it was; with --via aws the response itself goes on
 
 Settings come from flags, then the environment (CLEANROOM_BUCKET,
 CLEANROOM_TOPIC, CLEANROOM_KMS_KEY, CLEANROOM_FORENSIC_ACCOUNT,
@@ -136,7 +136,11 @@ pub(crate) enum Command {
     /// Rehearse: launch a harmless instance, respond to it, tell the times, take it all away again.
     Drill(Drill),
     /// List the cases of this account and Region.
-    Cases,
+    Cases {
+        /// Only those that are open, the oldest first: since when, and what is done last.
+        #[arg(long)]
+        open: bool,
+    },
     /// The custody log.
     #[command(subcommand)]
     Custody(Custody),
@@ -420,9 +424,46 @@ pub(crate) struct Respond {
     #[command(flatten)]
     pub room: Room,
 
-    /// Instances on the way to being contained at a time; snapshots and what else follows keep nobody waiting.
-    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
-    pub concurrency: u16,
+    /// Instances on the way to being contained at a time; snapshots and what else follows keep nobody waiting [default: 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub concurrency: Option<u16>,
+
+    /// Who does it. The state machine goes on without this machine; what it does is set in the response stack.
+    #[arg(long, value_name = "WHERE", default_value = "here")]
+    pub via: Via,
+}
+
+/// Who does the steps of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Via {
+    /// This program.
+    Here,
+    /// The state machine of the response stack.
+    Aws,
+}
+
+impl Respond {
+    /// The flags that were given and that only this program's own steps obey.
+    pub(crate) fn only_here(&self) -> Vec<&'static str> {
+        let (steps, evidence, room) = (&self.steps, &self.evidence, &self.room);
+        let given = [
+            ("--only", !steps.only.is_empty()),
+            ("--skip", !steps.skip.is_empty()),
+            ("--until", steps.until.is_some()),
+            ("--require-custody", evidence.require_custody),
+            ("--image", evidence.image),
+            ("--lock", evidence.lock.is_some()),
+            ("--nacl", evidence.nacl),
+            ("--kms-key", evidence.kms_key.is_some()),
+            ("--rules", !room.rules.is_empty()),
+            ("--indicators", !room.indicators.is_empty()),
+            ("--agent", room.agent.is_some()),
+            ("--image-id", room.image_id.is_some()),
+            ("--room-role", room.room_role.is_some()),
+            ("--concurrency", self.concurrency.is_some()),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -535,6 +576,30 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_only_this_program_obeys_is_named() {
+        let parsed = |line: &str| {
+            let words = ["cleanroom", "respond", "i-0123456789abcdef0", "--via", "aws"];
+            match Cli::try_parse_from(words.into_iter().chain(line.split_whitespace())) {
+                Ok(Cli { command: Command::Respond(args), .. }) => args.only_here(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(parsed("--reason x --case c"), [""; 0]);
+        assert_eq!(
+            parsed(
+                "--only isolate --skip tag --until isolate --require-custody --image --lock 3 --nacl"
+            ),
+            ["--only", "--skip", "--until", "--require-custody", "--image", "--lock", "--nacl"]
+        );
+        assert_eq!(
+            parsed(
+                "--kms-key k --rules r --indicators i --image-id a --room-role r --concurrency 8"
+            ),
+            ["--kms-key", "--rules", "--indicators", "--image-id", "--room-role", "--concurrency"]
+        );
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! returned, each within its bound. Everything else runs beside it or after. Nothing here undoes anything.
 
 pub mod approval;
+pub mod at_work;
 pub mod close;
 pub mod contain_only;
 pub mod deploy;
 pub mod drill;
 pub mod fetch;
 pub mod find;
+pub mod follow;
 pub mod investigate;
 mod open;
 pub mod plan;
@@ -70,6 +72,9 @@ pub enum FlowError {
         /// Why.
         why: String,
     },
+    /// The state machine does not do it.
+    #[error(transparent)]
+    Follow(#[from] follow::FollowError),
     /// There is no such case, or it is not in a state for this.
     #[error("{0}")]
     Case(String),

@@ -18,7 +18,7 @@ use serde::Serialize;
 pub(crate) use self::{
     account::preflight,
     approval::{given, question},
-    cases::{cases, proposal, recovery, released, statuses, verdict},
+    cases::{at_work, cases, proposal, recovery, released, statuses, verdict},
     deploy::{changes, stack_event},
     plan::plan,
     report::{Next, not_cut, report},

@@ -17,6 +17,7 @@ mod room;
 mod session;
 mod signals;
 mod targets;
+mod via;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -76,7 +77,8 @@ async fn command(cli: Cli, started: tokio::time::Instant) -> anyhow::Result<u8> 
         Command::Teardown(args) => room::teardown(&opening, &args, shape).await,
         Command::Deploy(args) => deploy::deploy(&opening, &args, shape).await,
         Command::Drill(args) => drill::drill(&opening, &args, shape).await,
-        Command::Cases => cases::list(&opening, shape).await,
+        Command::Cases { open: false } => cases::list(&opening, shape).await,
+        Command::Cases { open: true } => cases::open(&opening, shape).await,
         Command::Custody(Custody::Verify { case }) => cases::verify(&opening, &case, shape).await,
         Command::Approve(args) => approve::approve(&opening, &args, shape).await,
         Command::Release(args) => release::release(&opening, &args, shape).await,

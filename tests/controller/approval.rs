@@ -7,7 +7,7 @@ use cleanroom_cloud_fake::{At, CALLER, FakeCloud, Fault, World};
 use cleanroom_contract::CaseId;
 use cleanroom_controller::{
     alert::{Part, Source},
-    brake::{AtDeadline, BrakePolicy},
+    brake::{AtDeadline, BrakePolicy, counted},
     case::{Case, Policy, Run, Step},
     execution::{Approval, Input},
     flow::{
@@ -82,9 +82,16 @@ async fn a_person_is_asked_beyond_the_budget_and_never_about_what_a_person_began
 #[tokio::test(start_paused = true)]
 async fn a_broken_bucket_holds_no_containment_up_but_a_target_is_asked_about() {
     let cloud = FakeCloud::new(World::full());
-    let (_, case) = opened(&cloud, none()).await;
-    cloud.outage("s3:");
+    let brake = BrakePolicy { per_hour: 1, ..BrakePolicy::default() };
+    let (run, case) = opened(&cloud, brake).await;
     let alert = message(&case);
+    let earlier: CaseId = "c-earlier".parse().expect("a case id");
+    let whose = (&case.scene.original.instance, None);
+    let now = run.clock.now();
+    counted(&*case.store, &run.caller, whose, &earlier, now).await.expect("it is counted");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(needed(&case, &alert).await.len(), 1);
+    cloud.outage("s3:");
     assert_eq!(needed(&case, &alert).await, Vec::<String>::new());
     let notes = case.notes.lock().expect("nobody panicked").clone();
     assert!(notes.iter().any(|note| note.contains("could not be counted")), "{notes:?}");

@@ -16,4 +16,5 @@ mod refused;
 mod room;
 mod station;
 mod together;
+mod via;
 mod whole;

@@ -96,7 +96,10 @@ fn main() -> Result<ExitCode> {
         api.first_poll();
         peak(&process)?
     };
-    api.invoke(ask, Duration::from_secs(100));
+    let answer = api.invoke(ask, Duration::from_secs(100));
+    if !answer.failed {
+        return Err(format!("a call was to be refused, and it answered {}", answer.body).into());
+    }
     let worked = peak(&process)?;
     let bytes = fs::read(&program)?;
     let mut packed = DeflateEncoder::new(Vec::new(), Compression::best());

@@ -6,9 +6,10 @@ use std::{cell::RefCell, collections::BTreeSet, fs, time::Duration};
 use cleanroom_cloud_fake::{FakeCloud, RoomEnds, World};
 use cleanroom_contract::CaseId;
 use cleanroom_controller::{
+    brake::{AtDeadline, BrakePolicy},
     case::{Policy, Run},
-    execution::Ask,
-    flow::{contain_only, single, status},
+    execution::{Ask, Failed},
+    flow::{approval, approval::Decision, contain_only, single, status},
     journal::{self, Ledger, verify},
 };
 use cleanroom_harness::{
@@ -40,6 +41,10 @@ struct Functions {
     policy: Policy,
     /// What happens to the invocations of one state.
     fate: Option<(String, Fate)>,
+    /// What the execution is given besides.
+    given: Value,
+    /// What a person answers when asked; none where nobody does.
+    word: Option<Decision>,
     /// After so many invocations nothing answers any more: the execution was stopped.
     stops: Option<usize>,
     /// The states whose functions were invoked, each with its facts.
@@ -51,11 +56,22 @@ impl Functions {
     fn new(world: &World, policy: Policy) -> Self {
         let runtime = runtime();
         let cloud = runtime.block_on(async { FakeCloud::new(world.clone()) });
-        Self { runtime, cloud, policy, fate: None, stops: None, invoked: RefCell::default() }
+        Self {
+            runtime,
+            cloud,
+            policy,
+            fate: None,
+            given: json!({ "reason": "a test" }),
+            word: None,
+            stops: None,
+            invoked: RefCell::default(),
+        }
     }
 
     fn walk(&mut self) -> Walk {
-        let input = json!({ "instance": suspect(), "case": case(), "reason": "a test" });
+        let mut input = self.given.clone();
+        input["instance"] = json!(suspect());
+        input["case"] = json!(case());
         asl::walk(&machine(), &input, self)
     }
 
@@ -71,6 +87,9 @@ impl Functions {
                 _ => single::perform(&run, &ask).await,
             };
             run.shared.finish_units().await;
+            if payload["step"] == "ask" && done.is_ok() {
+                return self.asked(&ask, &run).await;
+            }
             if payload["step"] == "clean_room" && done.is_ok() {
                 // The room's agent ends the task.
                 tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -78,6 +97,8 @@ impl Functions {
             done
         });
         match done {
+            // Nobody ended the task.
+            Ok(facts) if facts == json!("nobody") => Answer::Nothing,
             Ok(facts) => {
                 let step = payload["step"].as_str().unwrap_or_default();
                 let most = match step {
@@ -91,6 +112,22 @@ impl Functions {
             Err(failed) if failed.retryable => Answer::Error("Cleanroom.Retryable".to_owned()),
             Err(_) => Answer::Error("Cleanroom.Failed".to_owned()),
         }
+    }
+}
+
+impl Functions {
+    /// A person has been asked, and answers, or does not.
+    async fn asked(&self, ask: &Ask, run: &Run) -> Result<Value, Failed> {
+        let Some(word) = self.word else {
+            let seconds = ask.asked["seconds"].as_u64().expect("until the next question");
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            return Ok(json!("nobody"));
+        };
+        let (case, question) = approval::question(run, &case()).await.expect("it is asked");
+        assert!(question.asked.is_some());
+        let given = approval::answer(run, &case, (word, Some("a test"))).await;
+        assert_eq!(given.unlogged, None);
+        Ok(json!({ "decision": word, "by": run.caller.arn }))
     }
 }
 
@@ -391,5 +428,56 @@ fn an_execution_that_ended_before_its_time_leaves_an_instance_contained() {
         assert!(
             contain_only::concerning(&at_work, &json!({"detail": {"input": "?"}})).await.is_err()
         );
+    });
+}
+
+/// Alerts by message are asked about, and this is done where nobody answers.
+fn asking(at_deadline: AtDeadline) -> Policy {
+    let ask_after = BTreeSet::from(["message".to_owned()]);
+    let brake = BrakePolicy { ask_after, at_deadline, ..BrakePolicy::default() };
+    Policy { brake, ..Policy::default() }
+}
+
+#[test]
+fn a_person_is_asked_and_their_word_or_the_deadline_decides() {
+    for (word, at_deadline, ended) in [
+        (Some(Decision::Contain), AtDeadline::Leave, "Done"),
+        (Some(Decision::Leave), AtDeadline::Contain, "Left"),
+        (None, AtDeadline::Contain, "Done"),
+        (None, AtDeadline::Leave, "Left"),
+    ] {
+        let mut functions = Functions::new(&World::full(), asking(at_deadline));
+        functions.given = json!({ "source": { "by": "message" }, "reason": "a beacon" });
+        functions.word = word;
+        let walk = functions.walk();
+        let what = format!("{word:?} {at_deadline:?}");
+        assert_eq!(walk.ended, Ended::Succeeded(ended.to_owned()), "{what}");
+        let cloud = functions.cloud.clone();
+        assert_eq!(cloud.world().is_cut(&suspect()), ended == "Done", "{what}");
+        // What does no harm was done before anybody answered.
+        assert!(cloud.with(|w| !w.snapshots.is_empty()), "{what}");
+        let invoked = functions.invoked.borrow();
+        let asks = invoked.iter().filter(|(state, _)| state == "Ask").count();
+        assert!(if word.is_some() { asks == 1 } else { asks > 1 }, "{what}: asked {asks} times");
+    }
+}
+
+#[test]
+fn that_an_execution_was_stopped_is_no_approval() {
+    runtime().block_on(async {
+        let cloud = FakeCloud::new(World::full());
+        let at_work = run(&cloud, asking(AtDeadline::Contain), None).await;
+        let source = json!({ "by": "message" });
+        let input = json!({ "instance": suspect(), "case": case(), "source": source }).to_string();
+        let event = json!({ "detail": { "status": "ABORTED", "input": input } });
+        let done = contain_only::concerning(&at_work, &event).await.expect("it is looked up");
+        assert_eq!(done, [json!({ "contained": false, "asks": true })]);
+        assert!(!cloud.world().is_cut(&suspect()));
+        let (case, _) = approval::question(&at_work, &case()).await.expect("a case");
+        approval::answer(&at_work, &case, (Decision::Contain, None)).await;
+        let done = contain_only::concerning(&at_work, &event).await.expect("it is contained");
+        assert_eq!(done[0]["contained"], true, "{done:?}");
+        assert!(cloud.world().is_cut(&suspect()));
+        at_work.shared.finish_units().await;
     });
 }

@@ -9,6 +9,7 @@ mod custody;
 mod deploy;
 mod documents;
 mod drill;
+mod follow;
 mod forensic;
 mod intake;
 mod limits;

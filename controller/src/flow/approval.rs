@@ -70,7 +70,8 @@ const SECONDS: (u64, u64) = (60, 86_400);
 /// Why a person is to be asked before this case's instance is contained; empty where nobody is.
 ///
 /// Where the bucket does not answer, the budget can not be counted, and does not hold for this case: that the evidence store
-/// is broken never keeps an instance from being contained. All else that asks for a person does so then too.
+/// is broken never keeps an instance from being contained. All else that asks for a person does so then too, and so does a
+/// budget of 0, for which nothing is to be counted.
 pub async fn needed(case: &Case, input: &Input) -> Vec<String> {
     // Contained already, it would only be contained again.
     if case.journal.ledger().await.contained_at.is_some() {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     FlowError, approval, find,
-    single::{end, input, isolated, load, never, told},
+    single::{CUTTING, end, input, isolated, load, never, told},
     status::{self, State, Status},
 };
 use crate::{
@@ -69,7 +69,9 @@ pub async fn contain(run: &Run, ask: &Ask) -> Result<Value, Failed> {
         // What can not be looked at may still be cut.
         Err(_) => {}
     }
-    let (case, _) = load(run, ask).await?;
+    let (mut case, _) = load(run, ask).await?;
+    // An address that never leaves must not keep the answer from coming: its function is given five minutes.
+    case.bounds.wait = Some(CUTTING);
     let facts = Box::pin(isolated(&case, run)).await;
     told(&case).await;
     Ok(end(&case, ask, facts).await)

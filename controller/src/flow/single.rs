@@ -33,7 +33,7 @@ use crate::{
 const MOST_ORIGINAL: usize = 56 << 10;
 
 /// How long what takes its time is waited for within a step that cuts: addresses that leave, interfaces that show.
-const CUTTING: Duration = Duration::from_secs(60);
+pub(super) const CUTTING: Duration = Duration::from_secs(60);
 
 /// The same where the machine waits itself.
 const LOOKING: Duration = Duration::from_secs(5);

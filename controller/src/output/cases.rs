@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use cleanroom_contract::printable;
 use cleanroom_controller::{
     flow::{
+        at_work::AtWork,
         find::Known,
         recover::{self, Task},
         release::{Proposal, Released},
@@ -254,12 +255,45 @@ pub(crate) fn recovery(tasks: &[Task], palette: Palette, width: usize) -> String
     out
 }
 
+/// Open cases, the oldest first.
+pub(crate) fn at_work(all: &[AtWork], palette: Palette, width: usize) -> String {
+    if all.is_empty() {
+        return "no open case\n".to_owned();
+    }
+    let mut table = Table::new(&["case", "instance", "opened", "age", "since", "last"]);
+    for it in all {
+        let (since, last) = match &it.last {
+            Some(last) => (time(last.at), last.what.as_str()),
+            None => ("-".to_owned(), "claimed; its log says nothing yet"),
+        };
+        table.row(vec![
+            plain(it.case.as_str()),
+            plain(it.instance.as_str()),
+            plain(time(it.opened_at)),
+            plain(age(it.age_seconds)),
+            plain(since),
+            plain(last),
+        ]);
+    }
+    table.show(palette, width)
+}
+
+/// A time span in its two largest units.
+fn age(seconds: i64) -> String {
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use cleanroom_contract::Timestamp;
     use cleanroom_controller::{
         case::{Shortfall, Step},
-        flow::standing::Standing,
+        flow::{at_work::Last, standing::Standing},
         steps::revoke::not_cut::Survivor,
     };
 
@@ -322,6 +356,33 @@ i-0123456789abcdef0-1
         assert_eq!(statuses(&[drifted], Palette::default(), usize::MAX), expected);
         let plain = statuses(&[status(State::Contained)], Palette::default(), usize::MAX);
         assert_eq!(plain.lines().count(), 2, "{plain}");
+    }
+
+    #[test]
+    fn open_cases_are_told_with_their_age_and_what_is_done_last() {
+        let opened_at = Timestamp { seconds: 1_772_366_400, nanos: 7 };
+        let it = AtWork {
+            case: "i-0123456789abcdef0-1".parse().expect("a case id"),
+            instance: "i-0123456789abcdef0".parse().expect("an id"),
+            opened_at,
+            age_seconds: 90_000,
+            last: Some(Last {
+                what: "begun snapshot:settle".to_owned(),
+                step: Some(Step::Snapshot),
+                at: opened_at,
+            }),
+        };
+        let expected = "\
+case                   instance             opened                age      since                 last
+i-0123456789abcdef0-1  i-0123456789abcdef0  2026-03-01T12:00:00Z  1 d 1 h  2026-03-01T12:00:00Z  begun snapshot:settle
+";
+        assert_eq!(at_work(&[it], Palette::default(), usize::MAX), expected);
+        assert_eq!(at_work(&[], Palette::default(), 80), "no open case\n");
+        for (seconds, expected) in
+            [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_660, "1 h 1 min"), (864_000, "10 d 0 h")]
+        {
+            assert_eq!(age(seconds), expected);
+        }
     }
 
     #[test]

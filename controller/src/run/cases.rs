@@ -2,9 +2,10 @@
 
 use cleanroom_contract::CaseId;
 use cleanroom_controller::{
+    case::Clock as _,
     claim,
     flow::{
-        FlowError, close, find, recover,
+        FlowError, at_work, close, find, recover,
         status::{self, State, Status},
     },
     journal::verify::{self, Verdict},
@@ -12,7 +13,7 @@ use cleanroom_controller::{
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 
-use super::{FAILED, PARTIAL, Shape, complain, print, say, session::Opening};
+use super::{FAILED, PARTIAL, Shape, SystemClock, complain, print, say, session::Opening};
 use crate::output;
 
 /// How many cases are looked at at a time.
@@ -91,6 +92,20 @@ pub(super) async fn list(opening: &Opening, shape: Shape) -> anyhow::Result<u8> 
             output::record("case", &line)
         });
         print(&lines.collect::<String>())?;
+    }
+    warn(&odd);
+    Ok(if odd.is_empty() { 0 } else { PARTIAL })
+}
+
+/// Lists the cases that are open, and what is done last in each.
+pub(super) async fn open(opening: &Opening, shape: Shape) -> anyhow::Result<u8> {
+    let session = opening.open(None, "cleanroom").await?;
+    let store = &*session.cloud.store;
+    let (open, odd) = at_work::at_work(store, &session.caller, SystemClock.now()).await?;
+    if shape.is_human() {
+        print(&output::at_work(&open, shape.palette, shape.width))?;
+    } else {
+        print(&lines("open_case", &open))?;
     }
     warn(&odd);
     Ok(if odd.is_empty() { 0 } else { PARTIAL })

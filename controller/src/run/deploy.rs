@@ -359,7 +359,8 @@ async fn delete(opening: &Opening, args: &Deploy, shape: Shape) -> anyhow::Resul
             return Err(Usage(why.to_owned()).into());
         }
         let question = format!(
-            "Delete the stack {}? Alerts are no longer answered; executions under way end, and what is contained stays so.",
+            "Delete the stack {}? Alerts are no longer answered, executions under way end, and what is contained stays so. Tear clean rooms \
+             down first: a role of this stack deletes theirs.",
             stack.name
         );
         if !terminal::ask(&question) {
@@ -382,9 +383,10 @@ async fn delete(opening: &Opening, args: &Deploy, shape: Shape) -> anyhow::Resul
 
 /// Whether the evidence is there after its stack is gone, and how the next stack finds it.
 async fn read_back(session: &Session, stack: &Stack, shape: Shape) -> anyhow::Result<u8> {
-    let output = |name: &str| stack.outputs.get(name).or_else(|| stack.parameters.get(name));
-    let Some(bucket) = output("EvidenceBucket").or_else(|| output("Bucket")) else {
-        say("the stack named no evidence bucket");
+    let output = |name: &str| stack.outputs.get(name);
+    // It has outputs once it was made; before, there was no evidence.
+    let Some(bucket) = output("EvidenceBucket") else {
+        say(&format!("the stack {} is deleted; it was never made whole", stack.name));
         return Ok(0);
     };
     let store = session.with_bucket(bucket).await?.store;

@@ -23,22 +23,26 @@ use super::{
     FAILED, PARTIAL, Shape, Usage, complain, print, room, say,
     session::{Opening, Session},
     signals::{Ended, Signals},
-    targets,
+    targets, via,
 };
 use crate::{
-    cli::Respond,
-    output, settings,
+    cli::{Respond, Via},
+    output::{self, Next},
+    settings,
     terminal::{Palette, Shown, Talk},
 };
 
 /// Events that may wait for this program's own loop.
-const DEPTH: usize = 16_384;
+pub(super) const DEPTH: usize = 16_384;
+
+/// Instances on the way to being contained at a time, where nobody says otherwise.
+const SLOTS: u16 = 8;
 
 /// How long a person who interrupts waits for a reader of the output.
-const READERS: Duration = Duration::from_secs(2);
+pub(super) const READERS: Duration = Duration::from_secs(2);
 
 /// What became of an instance.
-type Outcome = (InstanceId, Result<Report, FlowError>);
+pub(super) type Outcome = (InstanceId, Result<Report, FlowError>);
 
 /// Contains instances and preserves their evidence.
 pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> anyhow::Result<u8> {
@@ -46,6 +50,9 @@ pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> 
     if args.case.is_some() && words.len() != 1 {
         let why = "--case names the case of one instance: give one instance, or no --case";
         return Err(Usage(why.to_owned()).into());
+    }
+    if args.via == Via::Aws {
+        return via::respond(opening, args, &words, shape).await;
     }
     let steps = args.steps.chosen().map_err(Usage)?;
     // Rules that can not be read are told of before anything is changed.
@@ -60,7 +67,7 @@ pub(super) async fn respond(opening: &Opening, args: &Respond, shape: Shape) -> 
     policy.room.topic = session.settings.topic.as_ref().map(|topic| topic.value.clone());
     let (progress, events) = Progress::channel(DEPTH);
     let mut run = session.run(policy, progress)?;
-    run.shared = Arc::new(Shared::with_slots(usize::from(args.concurrency)));
+    run.shared = Arc::new(Shared::with_slots(usize::from(args.concurrency.unwrap_or(SLOTS))));
     let mut signals = Signals::take().context("take over signals")?;
 
     let stderr = io::stderr().is_terminal();
@@ -136,7 +143,7 @@ impl Crew<'_> {
                     while let Ok(event) = events.try_recv() {
                         self.talk.event(event);
                     }
-                    self.over(&ended);
+                    over(&ended, self.session.next(), self.shape, self.talk);
                     done.push(ended);
                 }
             }
@@ -156,29 +163,28 @@ impl Crew<'_> {
         };
         (id, flow::respond(named.as_ref().unwrap_or(self.run), &request).await)
     }
+}
 
-    /// Shows what an instance's response came to.
-    fn over(&self, (id, ended): &Outcome) {
-        let shape = self.shape;
-        let out = match ended {
-            Ok(report) if shape.is_human() => {
-                output::report(report, self.session.next(), (shape.palette, shape.width))
-            }
-            Ok(report) => {
-                let isolates = report.steps.contains(&Step::Isolate);
-                let not_cut = if isolates { NOT_CUT.as_slice() } else { &[] };
-                output::record("report", &Line { report, whole: report.is_whole(), not_cut })
-            }
-            // People read it on standard error, where errors are.
-            Err(_) if shape.is_human() => String::new(),
-            Err(error) => {
-                let fields = serde_json::json!({ "instance": id, "error": chain(error) });
-                output::record("error", &fields)
-            }
-        };
-        let whole = ended.as_ref().is_ok_and(Report::is_whole);
-        self.talk.over(id, whole, out);
-    }
+/// Shows what an instance's response came to.
+pub(super) fn over((id, ended): &Outcome, next: &Next, shape: Shape, talk: &Talk) {
+    let out = match ended {
+        Ok(report) if shape.is_human() => {
+            output::report(report, next, (shape.palette, shape.width))
+        }
+        Ok(report) => {
+            let isolates = report.steps.contains(&Step::Isolate);
+            let not_cut = if isolates { NOT_CUT.as_slice() } else { &[] };
+            output::record("report", &Line { report, whole: report.is_whole(), not_cut })
+        }
+        // People read it on standard error, where errors are.
+        Err(_) if shape.is_human() => String::new(),
+        Err(error) => {
+            let fields = serde_json::json!({ "instance": id, "error": chain(error) });
+            output::record("error", &fields)
+        }
+    };
+    let whole = ended.as_ref().is_ok_and(Report::is_whole);
+    talk.over(id, whole, out);
 }
 
 /// An error and its causes on one line.
@@ -188,7 +194,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// What people are told in the end.
-fn told(done: &[Outcome], written: anyhow::Result<usize>, dropped: u64, shape: Shape) {
+pub(super) fn told(done: &[Outcome], written: anyhow::Result<usize>, dropped: u64, shape: Shape) {
     let isolated = |outcome: &Outcome| {
         outcome.1.as_ref().is_ok_and(|report| report.steps.contains(&Step::Isolate))
     };
@@ -219,7 +225,7 @@ fn told(done: &[Outcome], written: anyhow::Result<usize>, dropped: u64, shape: S
 }
 
 /// The exit status: a refusal or a failure is worse than a shortfall.
-fn status(done: &[Outcome]) -> u8 {
+pub(super) fn status(done: &[Outcome]) -> u8 {
     if done.iter().any(|(_, ended)| ended.is_err()) {
         FAILED
     } else if done.iter().any(|(_, ended)| !ended.as_ref().is_ok_and(Report::is_whole)) {

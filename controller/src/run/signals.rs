@@ -39,7 +39,7 @@ impl Signals {
     }
 
     /// The next signal, as the exit status that tells of it.
-    async fn next(&mut self) -> u8 {
+    pub(super) async fn next(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,
             _ = self.terminate.recv() => 143,

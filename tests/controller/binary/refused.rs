@@ -44,6 +44,13 @@ fn what_is_typed_wrong_ends_with_2_before_anything_is_asked() {
         (&["respond", NOBODY, "i-0fedcba9876543210", "--case", "c-1"], &["--case"]),
         (&["respond", NOBODY, "--only", "reboot"], &["reboot", "isolate"]),
         (&["respond", NOBODY, "--concurrency", "0"], &["0"]),
+        (&["respond", NOBODY, "--via", "moon"], &["moon", "aws"]),
+        (
+            &["respond", NOBODY, "--via", "aws", "--until", "isolate", "--rules", "x"],
+            &["--until, --rules", "as the response stack is set"],
+        ),
+        (&["respond", NOBODY, "--via", "aws", "--nacl"], &["--nacl"]),
+        (&["respond", NOBODY, "--via", "aws", "--concurrency", "8"], &["--concurrency"]),
         (&["respond", NOBODY, "--bucket", "s3://x"], &["s3://x"]),
         (&["respond", NOBODY, "--topic", "cleanroom"], &["cleanroom", "topic"]),
         (&["respond", NOBODY, "--config", "bad.toml"], &["bad.toml:1"]),

@@ -16,7 +16,7 @@ use crate::support::{PATIENCE, expect, lines, words};
 fn a_message_on_the_topic_ends_in_a_report_of_a_booted_clean_room() {
     let incident = Incident::begin(Programs::beside_tests().expect("the programs"));
     let incident = incident.expect("an incident");
-    let deployed = expect(&incident, &[0], &["deploy", "--artifacts", "artifacts", "--agent-only"]);
+    expect(&incident, &[0], &["deploy", "--artifacts", "artifacts", "--agent-only"]);
     let room = settings(&incident);
     let program = Program {
         bootstrap: beside_tests("cleanroom-lambda").expect("the program"),

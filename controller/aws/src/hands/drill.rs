@@ -154,8 +154,10 @@ mod tests {
                 if request.contains("Locked") { String::new() } else { described.clone() }
             } else if request.contains("Action=RunInstances") {
                 "<RunInstancesResponse><instancesSet><item><instanceId>i-0123456789abcdef0</instanceId></item></instancesSet></RunInstancesResponse>".to_owned()
+            } else if request.contains("Action=TerminateInstances") {
+                "<TerminateInstancesResponse/>".to_owned()
             } else {
-                "<Response/>".to_owned()
+                String::new()
             };
             (200, answer)
         });

@@ -120,7 +120,8 @@ mod tests {
         for statement in statements() {
             let text = statement.to_string();
             let deletes = text.contains("Terminate") || text.contains("Delete");
-            let launches = text.contains("RunInstances") && text.contains(":instance/*");
+            let action = statement["Action"].to_string();
+            let launches = action.contains("RunInstances") && text.contains(":instance/*");
             if deletes || launches {
                 let condition = statement["Condition"]["StringLike"].as_object();
                 let values: Vec<_> = condition.expect("a condition").values().collect();

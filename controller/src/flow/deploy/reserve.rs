@@ -68,6 +68,11 @@ mod tests {
             let own = "arn:aws:iam::123456789012:role/cleanroom/response/*";
             assert_eq!(*exempt, json!([own, people]), "a room's role is below /cleanroom/ alone");
         }
+        for (statement, tag) in [(&statements[1], "case"), (&statements[2], "group")] {
+            let untold = &statement["Condition"]["Null"];
+            assert_eq!(untold["aws:TagKeys"], "true");
+            assert_eq!(untold[format!("aws:ResourceTag/cleanroom:{tag}")], "false");
+        }
         // Organizations takes 5,120 characters without white space.
         assert!(policy.to_string().len() < 5_120, "{}", policy.to_string().len());
     }
