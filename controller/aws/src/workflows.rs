@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// The most events that are handed over at a time, which is also the most of one page (API reference, `GetExecutionHistory`).
-const MOST_EVENTS: usize = 1000;
+const MOST_EVENTS: u16 = 1000;
 
 /// The size of a page read from the newest backwards: who follows an execution lacks a few.
-const NEWEST: i32 = 100;
+const NEWEST: u16 = 100;
 
 /// The most of an error's name, and of its cause, in characters (API reference, `SendTaskFailure`).
 const MOST_OF_ERROR: (usize, usize) = (256, 32_768);
@@ -49,7 +49,7 @@ impl SfnWorkflows {
         let (mut found, mut token) = (Vec::new(), None);
         for _ in 0..MAX_PAGES {
             let ask = sfn.get_execution_history().execution_arn(arn).reverse_order(true);
-            let ask = ask.max_results(NEWEST).include_execution_data(false);
+            let ask = ask.max_results(i32::from(NEWEST)).include_execution_data(false);
             let page = ask.set_next_token(token).send().await;
             let page = page.map_err(|e| fail(OPERATION, arn, e))?;
             let events = page.events.into_iter().map(passed);
@@ -57,9 +57,9 @@ impl SfnWorkflows {
             found.extend(events.take_while(|event| event.id > after));
             token = page.next_token;
             // The rest is known already, or there is no more.
-            if token.is_none() || found.len() - before < NEWEST as usize {
+            if token.is_none() || found.len() - before < usize::from(NEWEST) {
                 found.reverse();
-                found.truncate(MOST_EVENTS);
+                found.truncate(usize::from(MOST_EVENTS));
                 return Ok(found);
             }
         }
@@ -147,7 +147,7 @@ impl Workflows for SfnWorkflows {
             return self.since(arn, after).await;
         }
         let ask = self.clients.sfn.get_execution_history().execution_arn(arn);
-        let ask = ask.max_results(MOST_EVENTS as i32).include_execution_data(false);
+        let ask = ask.max_results(i32::from(MOST_EVENTS)).include_execution_data(false);
         let page = ask.send().await.map_err(|e| fail(OPERATION, arn, e))?;
         Ok(page.events.into_iter().map(passed).collect())
     }

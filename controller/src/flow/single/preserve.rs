@@ -1,5 +1,7 @@
 //! From snapshots that have begun to a report that was read back, a look at a time: the machine waits.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -140,7 +142,8 @@ pub(super) async fn read_back(case: &Case, run: &Run, ask: &Ask) -> Value {
     let ledger = case.journal.ledger().await;
     let since = ledger.preserved_at.map_or(0.0, |at| seconds(case.journal.now()) - seconds(at));
     // A scan that has gone on for long goes on for long.
-    let pause = if round(ask) <= SOON { 30 } else { (since / 8.0).clamp(60.0, 21_600.0) as u64 };
+    let since = Duration::try_from_secs_f64(since).unwrap_or_default().as_secs();
+    let pause = if round(ask) <= SOON { 30 } else { (since / 8).clamp(60, 21_600) };
     json!({ "going": true, "seconds": pause })
 }
 
