@@ -95,10 +95,6 @@ pub(super) async fn order(case: &Case, _ask: &Ask) -> Value {
 pub(super) async fn clean_room(case: &mut Case, token: String) -> Result<Value, Failed> {
     let policy = std::sync::Arc::make_mut(&mut case.scene.policy);
     policy.room.task_token = Some(token.clone());
-    if let Some(forensic) = &mut case.forensic {
-        // Evidence of an alert's goes to another account on a person's word only.
-        case.scene.forensic = Some(forensic.view.clone());
-    }
     let reported = Box::pin(investigate::investigate(case)).await;
     if let Some(reported) = reported {
         return Err(never(format!("scan {} has been read back already", reported.scan)));
