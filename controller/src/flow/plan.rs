@@ -302,6 +302,15 @@ async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
     if scene.original.instance.volumes.is_empty() {
         return;
     }
+    let sought = match artifacts::sought(store, room).await {
+        Ok(sought) => sought,
+        Err(why) => return plan.short.push(format!("clean_room: what to look for: {why}")),
+    };
+    let files = format!(
+        "{} files of rules and {} lists of indicators",
+        sought.rules.len(),
+        sought.indicators.len()
+    );
     let template = crate::journal::digest(room.template.as_bytes());
     let key = artifacts::key("templates", &template, "clean-room.yaml");
     let bucket = store.bucket();
@@ -311,7 +320,7 @@ async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
         None => String::new(),
     };
     for (resource, what) in [
-        (format!("{bucket}/{orders}"), "order a scan of the snapshots".to_owned()),
+        (format!("{bucket}/{orders}"), format!("order a scan of the snapshots with {files}")),
         (
             clean_room::stack_name(&scene.case),
             format!(
