@@ -93,9 +93,17 @@ pub(super) async fn deploy(opening: &Opening, args: &Deploy, shape: Shape) -> an
 fn functions(path: &Path) -> anyhow::Result<(settings::File, Vec<u8>)> {
     let file = settings::read(path)?;
     let shown = printable(&path.to_string_lossy());
-    if file.room.template.is_some() {
+    let not_there = [
+        (
+            file.room.template.is_some(),
+            "template in [room]",
+            "make rooms from the template that ships",
+        ),
+        (file.forensic_account.is_some(), "forensic_account", "have no rights in another account"),
+    ];
+    if let Some((_, what, why)) = not_there.iter().find(|(set, ..)| *set) {
         return Err(Usage(format!(
-            "{shown}: template in [room] is a file of this machine, and functions make rooms from the template that ships: leave it out"
+            "{shown}: {what} is for people who respond at a terminal; functions {why}: leave it out of what they are set by"
         ))
         .into());
     }

@@ -158,6 +158,9 @@ fn what_is_typed_wrong_is_told_before_anything_is_called() {
     wrong(&["--yes", "--settings", "wrong.toml"], "severity is from 0.0 to 10.0");
     station.write("template.toml", "[room]\ntemplate = \"own.yaml\"\n");
     wrong(&["--yes", "--settings", "template.toml"], "template in [room]");
+    station
+        .write("forensic.toml", "forensic_account = \"arn:aws:iam::111122223333:role/forensic\"\n");
+    wrong(&["--yes", "--settings", "forensic.toml"], "forensic_account is for people");
     station.write("rules.toml", "[room]\nrules = [\"nowhere.yar\"]\n");
     wrong(&["--yes", "--settings", "rules.toml"], "nowhere.yar");
     wrong(&["--yes", "--tools", "nowhere.tar.gz"], "nowhere.tar.gz is not there");
