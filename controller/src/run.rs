@@ -16,6 +16,7 @@ mod revoke;
 mod room;
 mod session;
 mod signals;
+mod stage;
 mod targets;
 mod via;
 
