@@ -387,12 +387,16 @@ pub(crate) struct Drill {
     #[arg(long, value_name = "AMI")]
     pub image_id: Option<String>,
 
+    /// Who responds. The state machine is started as an alert starts it, so that a drill proves that door too.
+    #[arg(long, value_name = "WHERE", default_value = "here")]
+    pub via: Via,
+
     /// Leave everything as the response left it; --clean takes it away later.
     #[arg(long)]
     pub keep: bool,
 
-    /// Launch nothing: take away what an earlier drill left.
-    #[arg(long, value_name = "CASE", conflicts_with_all = ["subnet", "instance_type", "image_id", "keep"])]
+    /// Launch nothing: take away what an earlier drill left. An execution of it that still runs is followed to its end first.
+    #[arg(long, value_name = "CASE", conflicts_with_all = ["subnet", "instance_type", "image_id", "via", "keep"])]
     pub clean: Option<CaseId>,
 
     /// Do not ask.
@@ -657,6 +661,8 @@ mod tests {
             "teardown",
             "drill --clean ../x",
             "drill --clean drill-1 --keep",
+            "drill --clean drill-1 --via aws",
+            "drill --via somewhere",
             "drill i-0123456789abcdef0",
             "respond i-0123456789abcdef0 --agent agent/x",
             "respond i-0123456789abcdef0 --agent agent/x@sha256=12",

@@ -1,7 +1,7 @@
 //! What an execution of the state machine is given, and what it asks of its functions.
 //!
 //! Purpose: the words between intake, the command line, the state machine and its functions, in one place. The contract is
-//! told in full beside the machine's proofs. Touches state machines, in [`start`] alone, and trusts nothing: whoever may
+//! told in full beside the machine's proofs. Touches state machines, in [`start`] alone, looks at them in [`running`], and trusts nothing: whoever may
 //! start an execution writes its input.
 
 use cleanroom_cloud::{Begun, CloudError, ExecutionState, Workflows, execution_arn};
@@ -135,7 +135,7 @@ pub struct Started {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Step Functions failed.
-    #[error("start an execution for {case}")]
+    #[error("start or find an execution for {case}")]
     Cloud {
         /// The case.
         case: CaseId,
@@ -149,6 +149,12 @@ pub enum StartError {
     Many {
         /// The case.
         case: CaseId,
+    },
+    /// Somebody else's input.
+    #[error("execution {name} runs, and its input names no instance: stop it in the console")]
+    Unreadable {
+        /// The execution.
+        name: String,
     },
     /// What was to be the state machine's ARN is none.
     #[error(
@@ -196,4 +202,32 @@ pub async fn start(
         }
     }
     Err(StartError::Many { case: case.clone() })
+}
+
+/// The execution of a case that still runs, whoever started it, and its instance; none where none does.
+///
+/// # Errors
+/// When Step Functions fails, the machine has no ARN, or the execution's input names no instance.
+pub async fn running(
+    workflows: &dyn Workflows,
+    machine: &str,
+    case: &CaseId,
+) -> Result<Option<(InstanceId, Started)>, StartError> {
+    for n in 1..=MOST {
+        let name = name(case, n);
+        let Some(arn) = execution_arn(machine, &name) else {
+            return Err(StartError::Machine { machine: machine.to_owned() });
+        };
+        let there = workflows.execution(&arn).await;
+        let there = there.map_err(|source| StartError::Cloud { case: case.clone(), source })?;
+        // Who takes the next name has found this one taken.
+        let Some(there) = there else { return Ok(None) };
+        if there.state == ExecutionState::Running {
+            return match serde_json::from_str::<Input>(&there.input) {
+                Ok(input) => Ok(Some((input.instance, Started { arn, name, joined: true }))),
+                Err(_) => Err(StartError::Unreadable { name }),
+            };
+        }
+    }
+    Ok(None)
 }

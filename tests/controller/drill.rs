@@ -21,7 +21,8 @@ fn world() -> World {
 
 async fn proposed(run: &Run) -> Proposal {
     let name = drill::name(run.clock.now(), &run.nonce);
-    let wanted = Wanted { subnet: None, instance_type: "t3.micro".to_owned(), image: None };
+    let wanted =
+        Wanted { subnet: None, instance_type: "t3.micro".to_owned(), image: None, machine: false };
     drill::propose(run, name, wanted).await.expect("there is an image")
 }
 
@@ -242,4 +243,41 @@ async fn a_launch_whose_answer_is_lost_makes_one_instance() {
         assert!(cleaned(&cloud, &proposal.drill).await.whole, "{fault:?}");
         assert_gone(&cloud, &before, "after a lost answer");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_speaks_of_another_drill_proves_nothing() {
+    let cloud = FakeCloud::new(world());
+    let run = run(&cloud, Policy::default(), None).await;
+    let proposal = proposed(&run).await;
+    let instance = drill::launch(&run, &proposal).await.expect("it runs");
+    // Whoever may start an execution writes its reason.
+    let other: CaseId = "drill-20260101-000000-0".parse().expect("a case");
+    let reason = Some(drill::reason(&other));
+    let request = Request { instance, case: Some(proposal.drill.clone()), reason };
+    flow::respond(&run, &request).await.expect("not refused");
+    run.shared.finish_units().await;
+    let refused = clean::look(&run, &proposal.drill).await.expect_err("not this drill's");
+    assert!(refused.to_string().contains("is not that of a drill"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_an_alert_holds_is_no_drill_s_to_end() {
+    let cloud = FakeCloud::new(world());
+    let run = run(&cloud, Policy::default(), None).await;
+    let proposal = proposed(&run).await;
+    let instance = drill::launch(&run, &proposal).await.expect("it runs");
+    let report = crate::support::respond_to(&run, &instance.id).await.expect("not refused");
+    assert_ne!(report.case, proposal.drill);
+    let before = cloud.changes().len();
+    let refused = clean::look(&run, &proposal.drill).await.expect_err("another case's");
+    assert!(refused.to_string().contains(report.case.as_str()), "{refused}");
+    assert_eq!(cloud.changes().len(), before, "nothing was tried");
+    // Once that case has ended it goes, and what it preserved stays.
+    flow::close::close(&run, &report.case, None).await.expect("closed");
+    let cleaned = cleaned(&cloud, &proposal.drill).await;
+    assert!(cleaned.whole, "{cleaned:#?}");
+    assert_eq!(cloud.world().snapshots.len(), 1);
+    let state = cloud.world().machine(&instance.id).map(|m| m.instance.state);
+    assert_eq!(state, Some(InstanceState::Terminated));
 }

@@ -1,6 +1,7 @@
 //! A drill: a harmless instance of our own, responded to as if it were not, and cleaned up again.
 //!
-//! Purpose: what a drill launches, and what it takes away. The response between the two is the one that incidents get. A
+//! Purpose: what a drill launches, and what it takes away. The response between the two is the one that incidents get, by this
+//! program or by the state machine. A
 //! drill is named before anything is made, so that whatever a run leaves behind is found again by that name. The only flow
 //! that deletes evidence, and only a drill's own: see [`clean`].
 
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// What the reason of a drill's case begins with: the log says that it is one.
-pub const REASON: &str = "cleanroom drill";
+const REASON: &str = "cleanroom drill";
 
 /// What a drill launches where nobody says otherwise.
 pub const INSTANCE_TYPE: &str = "t3.micro";
@@ -59,6 +60,8 @@ pub struct Wanted {
     pub instance_type: String,
     /// The AMI; none for Amazon's newest.
     pub image: Option<ImageId>,
+    /// Whether the state machine responds, and not this program.
+    pub machine: bool,
 }
 
 /// What a drill would make, before it makes anything.
@@ -89,7 +92,8 @@ pub async fn propose(run: &Run, drill: CaseId, wanted: Wanted) -> Result<Proposa
     let found = artifacts::image(&*run.cloud.inventory, &policy).await;
     let (image, called) = found.map_err(FlowError::Case)?;
     let room = match artifacts::latest(&*run.cloud.store).await {
-        Ok(latest) => latest.is_some() || run.policy.room.agent.is_some(),
+        // The state machine has settings of its own.
+        Ok(latest) => latest.is_some() || run.policy.room.agent.is_some() && !wanted.machine,
         Err(_) => false,
     };
     let subnet = wanted.subnet.clone().unwrap_or_else(|| "the default VPC".to_owned());
@@ -101,6 +105,12 @@ pub async fn propose(run: &Run, drill: CaseId, wanted: Wanted) -> Result<Proposa
         ),
         format!("the case {drill}, and all that respond makes: snapshots, record, custody log"),
     ];
+    if wanted.machine {
+        let execution = format!(
+            "the execution {drill} of the state machine, as an alert starts one: its functions do every step"
+        );
+        makes.insert(1, execution);
+    }
     makes.push(if room {
         "a clean room on the snapshots, since the bucket has an agent".to_owned()
     } else {
@@ -111,7 +121,7 @@ pub async fn propose(run: &Run, drill: CaseId, wanted: Wanted) -> Result<Proposa
     Ok(Proposal {
         image,
         makes,
-        costs: costs(kind, room),
+        costs: costs(kind, room, wanted.machine),
         needs: needs.into(),
         instance_type: wanted.instance_type,
         subnet: wanted.subnet,
@@ -120,8 +130,8 @@ pub async fn propose(run: &Run, drill: CaseId, wanted: Wanted) -> Result<Proposa
 }
 
 /// What a drill costs about, by list prices of us-east-1 (aws.amazon.com/ec2/pricing/on-demand, aws.amazon.com/vpc/pricing,
-/// aws.amazon.com/ebs/pricing).
-fn costs(instance_type: &str, room: bool) -> Vec<String> {
+/// aws.amazon.com/ebs/pricing, aws.amazon.com/step-functions/pricing).
+fn costs(instance_type: &str, room: bool, machine: bool) -> Vec<String> {
     let instance = match instance_type {
         INSTANCE_TYPE => "0.010 USD".to_owned(),
         other => format!("what a {other} costs"),
@@ -144,6 +154,9 @@ fn costs(instance_type: &str, room: bool) -> Vec<String> {
         ]);
         let hour = decide_price(&parameters, &[GIB], true);
         costs.push(format!("the clean room until it is taken down: {hour:.3} USD an hour"));
+    }
+    if machine {
+        costs.push("the execution and its functions: less than 0.01 USD".to_owned());
     }
     costs.push("log, record and bundle, which stay: cents a month".to_owned());
     costs
@@ -276,9 +289,9 @@ mod tests {
 
     #[test]
     fn what_a_drill_costs_has_a_room_where_there_is_one() {
-        assert!(costs(INSTANCE_TYPE, false).iter().all(|line| !line.contains("room")));
-        let with = costs(INSTANCE_TYPE, true);
+        assert!(costs(INSTANCE_TYPE, false, true).iter().all(|line| !line.contains("room")));
+        let with = costs(INSTANCE_TYPE, true, false);
         assert!(with.iter().any(|line| line.contains("0.2") && line.contains("room")), "{with:?}");
-        assert!(costs("m7i.large", false)[0].contains("m7i.large"));
+        assert!(costs("m7i.large", false, false)[0].contains("m7i.large"));
     }
 }

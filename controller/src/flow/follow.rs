@@ -124,6 +124,19 @@ pub async fn begin(
     Ok(Following { instance: instance.clone(), case, started })
 }
 
+/// The response for a case that still runs; none where none does.
+///
+/// # Errors
+/// When Step Functions does not tell.
+pub async fn running(
+    run: &Run,
+    machine: &str,
+    case: &CaseId,
+) -> Result<Option<Following>, FollowError> {
+    let there = execution::running(&*run.cloud.workflows, machine, case).await?;
+    Ok(there.map(|(instance, started)| Following { instance, case: case.clone(), started }))
+}
+
 /// Follows an execution until it ends, and tells what happens in it. The bound is the machine's own: it ends after its time-out
 /// at the latest.
 ///

@@ -1,12 +1,13 @@
 //! A drill over HTTP, to its end and cut short: what it made is gone, by the account's word, and its log stays.
 
-use cleanroom_harness::emulators::{Kind, REGION};
+use cleanroom_harness::emulators::{Kind, MiniStack, REGION};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     account::{Account, assert_verified, boto},
     station::Station,
+    via::{deploy, executions},
 };
 
 /// The AMI of the account's own instance.
@@ -103,4 +104,76 @@ fn a_drill_that_is_cut_short_says_what_there_is_and_how_to_go_on() {
             "{operation}"
         );
     }
+}
+
+/// Stops every execution that runs.
+fn stop(ministack: &MiniStack) {
+    let code = "
+sfn = client('stepfunctions')
+for m in sfn.list_state_machines()['stateMachines']:
+    for e in sfn.list_executions(stateMachineArn=m['stateMachineArn'], statusFilter='RUNNING')['executions']:
+        sfn.stop_execution(executionArn=e['executionArn'])
+print(json.dumps(True))
+";
+    boto(&ministack.url(), REGION, code, &[]);
+}
+
+#[test]
+fn a_drill_by_the_state_machine_waits_for_its_execution_before_anything_is_taken_away() {
+    let account = Account::of(Kind::Plain);
+    let ministack = MiniStack::start().expect("MiniStack starts");
+    let mut station = account.station();
+    station.set("AWS_ENDPOINT_URL_SFN", &ministack.url());
+    let image = image(&account);
+    let start = ["drill", "--via", "aws", "--image-id", &image, "--yes"];
+    // Without a machine nothing is launched.
+    let refused = station.expect(1, &start);
+    assert!(refused.stderr.contains("ResponseMachine"), "{refused}");
+    let role = "arn:aws:iam::111122223333:role/forensic";
+    let refused = station.expect(2, &[&start[..], &["--forensic-account", role]].concat());
+    assert!(refused.stderr.contains("--forensic-account"), "{refused}");
+    assert_eq!(there(&account), json!([0, 0, 0, 0]), "nothing was launched");
+
+    // Its functions do nothing here: it is short of everything, and what was launched goes all the same.
+    let short = deploy(&account, &ministack, 3);
+    let ran = station.expect(3, &[&start[..], &["--stack", &short]].concat());
+    let drill = ran.record("proposal")["drill"].clone();
+    assert_eq!(ran.report()["contained"], true, "{ran}");
+    assert_eq!(ran.record("times")["whole"], false, "{ran}");
+    assert_eq!(ran.record("cleaned")["whole"], true, "{ran}");
+    assert_eq!(there(&account), json!([1, 0, 0, 0]), "{ran}");
+    let found = executions(&ministack);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let input = &found[0]["input"];
+    assert_eq!((&found[0]["name"], &input["case"]), (&drill, &drill));
+    assert!(input["reason"].as_str().is_some_and(|r| r.starts_with("cleanroom drill")), "{input}");
+
+    // Interrupted, it goes on in AWS, and nothing is taken away before its end.
+    let long = deploy(&account, &ministack, 600);
+    let mut run = station.start(&[&start[..], &["--stack", &long]].concat());
+    assert!(run.wait_until(|run| run.said().contains("\"step\":\"isolate\"")), "{}", run.said());
+    run.signal(Signal::INT);
+    let ran = run.finish();
+    ran.expect_any(&[130]);
+    assert!(ran.stderr.contains("there is: the instance"), "{ran}");
+    let told = ran.stderr.lines().find_map(|line| line.split_once("drill --clean "));
+    let drill = told.unwrap_or_else(|| panic!("it says how to go on\n{ran}")).1.to_owned();
+    let clean = ["drill", "--clean", &drill, "--yes", "--stack", &long];
+    for ends in [Signal::INT, Signal::TERM] {
+        let mut run = station.start(&clean);
+        let followed = |run: &super::station::Running| run.said().contains("\"step\":\"isolate\"");
+        assert!(run.wait_until(followed), "{}", run.said());
+        run.signal(ends);
+        let ran = run.finish();
+        ran.expect_any(&[130, 143]);
+        assert!(ran.stderr.contains("nothing was taken away"), "{ran}");
+        assert_eq!(there(&account)[1], 1, "its instance lives");
+    }
+    let mut run = station.start(&clean);
+    assert!(run.wait_until(|run| run.said().contains("\"step\":\"isolate\"")), "{}", run.said());
+    stop(&ministack);
+    let ran = run.finish();
+    ran.expect_any(&[0]);
+    assert_eq!(ran.record("cleaned")["whole"], true, "{ran}");
+    assert_eq!(there(&account), json!([2, 0, 0, 0]), "{ran}");
 }

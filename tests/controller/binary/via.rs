@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Makes a state machine on MiniStack that waits so long, and a response stack on moto whose outputs name it.
-fn deploy(account: &Account, ministack: &MiniStack, seconds: u32) -> String {
+pub(super) fn deploy(account: &Account, ministack: &MiniStack, seconds: u32) -> String {
     let pass = |next: &str| json!({"Type": "Pass", "Next": next});
     let machine = json!({"StartAt": "Verify", "States": {
         "Verify": pass("Isolate"),
@@ -40,7 +40,7 @@ client('cloudformation').create_stack(StackName=sys.argv[3], TemplateBody=sys.ar
 }
 
 /// The executions of all machines, each with its name, state and input.
-fn executions(ministack: &MiniStack) -> Vec<Value> {
+pub(super) fn executions(ministack: &MiniStack) -> Vec<Value> {
     let code = "
 sfn = client('stepfunctions')
 found = [sfn.describe_execution(executionArn=e['executionArn'])

@@ -15,16 +15,17 @@ use cleanroom_contract::{CaseId, InstanceId, VolumeId};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{REASON, applied};
+use super::applied;
 use crate::{
     case::{Case, Run},
+    claim,
     engine::{Direction, ensure},
     flow::{
         FlowError, close_left_open, find,
         teardown::{self, Left},
     },
     journal::{
-        Ledger,
+        self, Ledger,
         event::{Body, Outcome},
     },
     steps::isolate,
@@ -73,7 +74,8 @@ fn cloud(what: impl Display) -> impl FnOnce(cleanroom_cloud::CloudError) -> Flow
 /// Looks at what is left of a drill. Changes nothing.
 ///
 /// # Errors
-/// When this is no drill's name, the case or the living instance is not marked as this drill's, or it can not be looked at.
+/// When this is no drill's name, the case or the living instance is not marked as this drill's, the instance has another open
+/// case, or it can not be looked at.
 pub async fn look(run: &Run, drill: &CaseId) -> Result<Remains, FlowError> {
     if !is_drill(drill) {
         let why =
@@ -83,6 +85,9 @@ pub async fn look(run: &Run, drill: &CaseId) -> Result<Remains, FlowError> {
     let (claimed, case) = of_log(run, drill).await?;
     let instance = living(run, drill, claimed.as_ref()).await?;
     let subject = claimed.or_else(|| instance.as_ref().map(|i| i.id.clone()));
+    if let Some(subject) = &subject {
+        of_no_other(run, drill, subject).await?;
+    }
     let room = match &case {
         Some(_) => Some(teardown::propose(run, drill).await?).filter(|r| !r.removes.is_empty()),
         None => None,
@@ -107,6 +112,27 @@ pub async fn look(run: &Run, drill: &CaseId) -> Result<Remains, FlowError> {
     Ok(remains)
 }
 
+/// Refuses where another case holds the instance: an alert came before the drill's response, or after it. What that one
+/// contains is not a drill's to end.
+async fn of_no_other(run: &Run, drill: &CaseId, subject: &InstanceId) -> Result<(), FlowError> {
+    let store = &*run.cloud.store;
+    let Some((open, false)) = claim::newest(store, subject, &run.caller).await? else {
+        return Ok(());
+    };
+    let other = open.claim.case;
+    if other == *drill {
+        return Ok(());
+    }
+    let events = journal::read(store, &other).await?;
+    if Ledger::of(events.iter().map(|(event, _)| event)).closed_at.is_some() {
+        return Ok(());
+    }
+    let why = format!(
+        "{subject} of {drill} has the open case {other}, which is no drill's: nothing was changed; look at it, and release or close it first"
+    );
+    Err(FlowError::Case(why))
+}
+
 /// The instance that the claim names, and the case where its log was begun.
 async fn of_log(
     run: &Run,
@@ -125,7 +151,9 @@ async fn of_log(
         Err(FlowError::Case(_)) => return Ok((Some(claimed), None)),
         Err(error) => return Err(error),
     };
-    let said = ledger.reason.as_deref().is_some_and(|reason| reason.starts_with(REASON));
+    // By the drill's own name: whoever may start an execution writes a reason.
+    let ours = super::reason(drill);
+    let said = ledger.reason.as_deref().is_some_and(|reason| reason == ours);
     let marked = marks_drill(&case.scene.original.instance.tags, drill);
     if !said || !marked || case.scene.instance != claimed {
         let why = format!(
