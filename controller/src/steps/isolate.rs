@@ -27,7 +27,7 @@ pub const NOT_CUT: [&str; 5] = [
     "branch interfaces behind a trunk (pods of EKS and tasks of ECS that have security groups of their own), which are not attached to the instance itself",
     "flows through NAT gateways, network and gateway load balancers, Global Accelerator, Network Firewall and transit gateways, and ICMP, which stay tracked whatever the rules",
     "the VPC's resolver, the metadata service, DHCP and the time service, which no security group filters: DNS can carry data out until a person adds a resolver DNS firewall rule, which holds for the whole VPC",
-    "sessions chained with AssumeRole, and keys or users that the instance's role made: they are listed, and `cleanroom revoke --principal` cuts them",
+    "sessions chained with AssumeRole, and keys or users that the instance's role made: they are listed, and `cleanroom revoke` cuts them",
     "traffic within its subnet is not filtered by a network ACL, which --nacl adds to",
 ];
 
