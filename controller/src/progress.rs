@@ -8,11 +8,15 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use cleanroom_contract::{CaseId, InstanceId};
+use cleanroom_contract::{CaseId, InstanceId, Timestamp};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::case::{Shortfall, Step};
+use crate::{
+    brake::AtDeadline,
+    case::{Shortfall, Step},
+    flow::approval::Decision,
+};
 
 /// Something that happened.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +38,16 @@ pub enum Event {
     },
     /// Something takes its time.
     Waiting { instance: InstanceId, step: Step, what: String },
+    /// A person is asked before the instance is contained: why, until when, and what is done where nobody answers.
+    Asked {
+        instance: InstanceId,
+        case: CaseId,
+        until: Timestamp,
+        otherwise: AtDeadline,
+        why: Vec<String>,
+    },
+    /// A person has answered.
+    Answered { instance: InstanceId, decision: Decision, by: String },
     /// A goal was reached, or given up.
     Ended { instance: InstanceId, step: Step, goal: &'static str, reached: bool },
     /// Something worth knowing.

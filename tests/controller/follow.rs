@@ -1,17 +1,19 @@
 //! A response in the state machine, followed from outside. The machine's history is the test's; its functions are a response
 //! of their own on the same cloud, so that the custody log is a real one.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use cleanroom_cloud::{ErrorKind, ExecutionState};
 use cleanroom_cloud_fake::{At, FakeCloud, Fault, World};
 use cleanroom_contract::InstanceId;
 use cleanroom_controller::{
+    brake::{AtDeadline, BrakePolicy},
     case::{Policy, Run, Step},
-    execution::{self, Input},
+    execution::{self, Ask, Input},
     flow::{
-        Report, at_work,
+        Report, approval, at_work,
         follow::{self, FollowError, Following, pace},
+        single,
     },
     progress::{Event, Progress},
 };
@@ -284,4 +286,81 @@ async fn open_cases_are_listed_by_age_with_what_is_done_last() {
     let (open, odd) = list().await;
     assert_eq!((open.len(), odd.len()), (2, 1), "{odd:?}");
     assert_eq!(open[1].last, None);
+}
+
+/// The machine's functions ask a person, who answers after a while.
+async fn asks(cloud: &FakeCloud, following: &Following, person: &Run) {
+    let arn = &following.started.arn;
+    let ask_after = BTreeSet::from(["message".to_owned()]);
+    let brake = BrakePolicy { ask_after, at_deadline: AtDeadline::Leave, ..BrakePolicy::default() };
+    let policy = Policy { brake, ..Policy::default() };
+    let functions = run(&cloud.as_caller(FUNCTION), policy, None).await;
+    let (instance, case) = (&following.instance, &following.case);
+    let ask = |step: &str, open: serde_json::Value| -> Ask {
+        let source = serde_json::json!({"by": "message"});
+        serde_json::from_value(serde_json::json!({
+            "step": step, "instance": instance, "case": case, "open": open, "token": "token-1",
+            "asked": {"round": 1, "seconds": 900},
+            "input": {"instance": instance, "case": case, "source": source, "reason": "a beacon"},
+        }))
+        .expect("what the machine asks")
+    };
+    tokio::time::sleep(SECOND).await;
+    let opened = single::perform(&functions, &ask("open", serde_json::Value::Null)).await;
+    let opened = opened.expect("opened");
+    assert_eq!(opened["approval"], "needed", "{opened}");
+    cloud.with(|world| {
+        world.wait_for("token-1");
+        world.enter(arn, "Ask");
+    });
+    // Whoever follows sees the state first, and then the log.
+    tokio::time::sleep(10 * SECOND).await;
+    single::perform(&functions, &ask("ask", opened)).await.expect("asked");
+    tokio::time::sleep(600 * SECOND).await;
+    let listed = || async {
+        let found = at_work::at_work(&*person.cloud.store, &person.caller, cloud.now()).await;
+        found.expect("a list").0.remove(0)
+    };
+    let waits = listed().await.asked.expect("it waits for a person");
+    assert_eq!((waits.otherwise, waits.why.is_empty()), (AtDeadline::Leave, false));
+    let (open, _) = approval::question(person, case).await.expect("a question");
+    approval::answer(person, &open, (approval::Decision::Leave, None)).await;
+    let answered = listed().await;
+    assert_eq!(answered.asked, None);
+    let last = answered.last.expect("something was done").what;
+    assert!(last.starts_with("answered: to be left as it is"), "{last}");
+    cloud.with(|world| world.leave(arn, "Ask"));
+    pass(cloud, following, &["Left"], ExecutionState::Succeeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_person_is_asked_and_answers_is_told_once() {
+    let cloud = FakeCloud::new(World::plain());
+    let (run, events) = person(&cloud).await;
+    let following = begin(&run).await;
+    let (report, ()) =
+        tokio::join!(follow::follow(&run, &following, pace(1)), asks(&cloud, &following, &run));
+    let report = report.expect("followed");
+    assert!(!report.contained, "{report:?}");
+    let told: Vec<_> = drained(events)
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Waiting { what, .. } => Some(what),
+            Event::Asked { case, until, otherwise: AtDeadline::Leave, .. } => {
+                let left = until.seconds - cloud.now().seconds;
+                assert!((2_000..3_600).contains(&left), "an hour from the question: {left}");
+                Some(approval::waiting(&case, until))
+            }
+            Event::Answered { decision, by, .. } => {
+                assert_eq!(by, run.caller.arn);
+                Some(format!("{decision:?}"))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(told[0].contains("a person's word"), "{told:?}");
+    let command = format!("UTC: cleanroom approve {}", following.case);
+    assert!(told[1].ends_with(&command), "{told:?}");
+    assert_eq!(told[2], "Leave");
 }

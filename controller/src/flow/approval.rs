@@ -265,6 +265,15 @@ fn to_the_second(at: Timestamp) -> String {
     Timestamp { nanos: 0, ..at }.to_string().replace(".000000000", "")
 }
 
+/// What a case waits for, and the very command to type: for whoever looks at it at night.
+#[must_use]
+pub fn waiting(case: &CaseId, until: Timestamp) -> String {
+    let at = Timestamp { nanos: 0, ..until }.to_string();
+    // `2026-03-01T14:30`, and seconds that nobody needs.
+    let until = at.get(..16).unwrap_or(&at).replace('T', " ");
+    format!("waits for approval until {until} UTC: cleanroom approve {case}")
+}
+
 /// What a person is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Question {
@@ -484,6 +493,14 @@ mod tests {
             let why = decide_open(&case, &ledger, released).expect_err(expected);
             assert!(why.contains(expected), "{why}");
         }
+    }
+
+    #[test]
+    fn what_is_waited_for_is_told_with_the_command_and_the_day() {
+        let case: CaseId = "c-1".parse().expect("a case id");
+        let until = Timestamp { seconds: 1_772_375_459, nanos: 9 };
+        let expected = "waits for approval until 2026-03-01 14:30 UTC: cleanroom approve c-1";
+        assert_eq!(waiting(&case, until), expected);
     }
 
     #[test]

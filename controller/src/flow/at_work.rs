@@ -14,7 +14,7 @@ use super::{
 use crate::{
     case::Step,
     journal::{
-        self, JournalError, Ledger,
+        self, Asked, JournalError, Ledger,
         event::{Body, CustodyEvent},
     },
 };
@@ -35,6 +35,9 @@ pub struct AtWork {
     pub age_seconds: i64,
     /// The newest thing that was begun or reached; none where the log says nothing yet.
     pub last: Option<Last>,
+    /// That a person is asked; none where nobody is, where it was answered, and once the deadline is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
 }
 
 /// Something that was begun or reached.
@@ -97,7 +100,14 @@ fn standing(known: &Known, events: &[CustodyEvent], now: Timestamp) -> Option<At
         opened_at,
         age_seconds: now.seconds.saturating_sub(opened_at.seconds).max(0),
         last: newest(events),
+        asked: waits(ledger, now),
     })
+}
+
+/// What is asked of people, as long as their answer decides anything.
+fn waits(ledger: Ledger, now: Timestamp) -> Option<Asked> {
+    let decided = ledger.answered.is_some() || ledger.contained_at.is_some();
+    ledger.asked.filter(|asked| !decided && now < asked.deadline)
 }
 
 /// The newest thing that was begun or reached. Of two at the same moment, the one that was logged later.
@@ -125,6 +135,10 @@ fn words(body: &Body) -> Option<String> {
         Body::Reported { scan, .. } => format!("scan {scan} reported"),
         Body::Refused { scan, .. } => format!("scan {scan} not relied on"),
         Body::TornDown { .. } => "clean room taken down".to_owned(),
+        Body::Asked { .. } => "a person is asked".to_owned(),
+        Body::Answered { decision, by, .. } => {
+            format!("answered: to be {}, says {by}", decision.words())
+        }
         _ => return None,
     })
 }

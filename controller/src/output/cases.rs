@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use cleanroom_contract::printable;
 use cleanroom_controller::{
     flow::{
+        approval,
         at_work::AtWork,
         find::Known,
         recover::{self, Task},
@@ -262,9 +263,13 @@ pub(crate) fn at_work(all: &[AtWork], palette: Palette, width: usize) -> String 
     }
     let mut table = Table::new(&["case", "instance", "opened", "age", "since", "last"]);
     for it in all {
-        let (since, last) = match &it.last {
-            Some(last) => (time(last.at), last.what.as_str()),
-            None => ("-".to_owned(), "claimed; its log says nothing yet"),
+        let (since, last) = match (&it.asked, &it.last) {
+            // Nothing else is as pressing.
+            (Some(asked), _) => {
+                (time(asked.at), painted(approval::waiting(&it.case, asked.deadline), Palette::bad))
+            }
+            (None, Some(last)) => (time(last.at), plain(last.what.as_str())),
+            (None, None) => ("-".to_owned(), plain("claimed; its log says nothing yet")),
         };
         table.row(vec![
             plain(it.case.as_str()),
@@ -272,7 +277,7 @@ pub(crate) fn at_work(all: &[AtWork], palette: Palette, width: usize) -> String 
             plain(time(it.opened_at)),
             plain(age(it.age_seconds)),
             plain(since),
-            plain(last),
+            last,
         ]);
     }
     table.show(palette, width)
@@ -292,8 +297,10 @@ fn age(seconds: i64) -> String {
 mod tests {
     use cleanroom_contract::Timestamp;
     use cleanroom_controller::{
+        brake::AtDeadline,
         case::{Shortfall, Step},
         flow::{at_work::Last, standing::Standing},
+        journal::Asked,
         steps::revoke::not_cut::Survivor,
     };
 
@@ -371,12 +378,23 @@ i-0123456789abcdef0-1
                 step: Some(Step::Snapshot),
                 at: opened_at,
             }),
+            asked: None,
         };
         let expected = "\
 case                   instance             opened                age      since                 last
 i-0123456789abcdef0-1  i-0123456789abcdef0  2026-03-01T12:00:00Z  1 d 1 h  2026-03-01T12:00:00Z  begun snapshot:settle
 ";
-        assert_eq!(at_work(&[it], Palette::default(), usize::MAX), expected);
+        assert_eq!(at_work(std::slice::from_ref(&it), Palette::default(), usize::MAX), expected);
+        let asked = Asked {
+            at: opened_at,
+            why: vec!["the brake".to_owned()],
+            deadline: Timestamp { seconds: opened_at.seconds + 9_000, nanos: 7 },
+            otherwise: AtDeadline::Contain,
+        };
+        let waits = AtWork { asked: Some(asked), ..it };
+        let shown = at_work(&[waits], Palette::default(), usize::MAX);
+        let expected = "  waits for approval until 2026-03-01 14:30 UTC: cleanroom approve i-0123456789abcdef0-1\n";
+        assert!(shown.ends_with(expected), "{shown}");
         assert_eq!(at_work(&[], Palette::default(), 80), "no open case\n");
         for (seconds, expected) in
             [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_660, "1 h 1 min"), (864_000, "10 d 0 h")]

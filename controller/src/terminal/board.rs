@@ -6,7 +6,7 @@ use std::{
 };
 
 use cleanroom_contract::{InstanceId, printable};
-use cleanroom_controller::{case::Step, progress::Event};
+use cleanroom_controller::{case::Step, flow::approval, progress::Event};
 
 use super::{Palette, cut};
 
@@ -31,6 +31,8 @@ struct Entry {
     /// What takes its time, by step.
     waiting: BTreeMap<Step, String>,
     shortfalls: Vec<String>,
+    /// What a person is asked.
+    asked: Option<String>,
     open: BTreeSet<String>,
     contained: Option<f64>,
     preserved: Option<f64>,
@@ -58,7 +60,13 @@ impl Entry {
                 self.case = case.to_string();
                 self.ended.insert(Step::Verify);
             }
-            Event::Started { step, .. } => *self.at_work.entry(*step).or_default() += 1,
+            Event::Started { step, goal, .. } => {
+                *self.at_work.entry(*step).or_default() += 1;
+                // It is decided, by a person or by their silence.
+                if *goal == "cut" {
+                    self.asked = None;
+                }
+            }
             Event::Ended { step, reached, .. } => {
                 let at_work = self.at_work.entry(*step).or_default();
                 *at_work = at_work.saturating_sub(1);
@@ -73,6 +81,12 @@ impl Entry {
             Event::Waiting { step, what, .. } => {
                 self.waiting.insert(*step, printable(what));
             }
+            Event::Asked { case, until, .. } => {
+                // It says more than the wait itself.
+                self.waiting.remove(&Step::Isolate);
+                self.asked = Some(approval::waiting(case, *until));
+            }
+            Event::Answered { .. } => self.asked = None,
             Event::Shortfall { shortfall, .. } => {
                 self.short.insert(shortfall.step);
                 self.shortfalls.push(format!("{}: {}", shortfall.step, printable(&shortfall.what)));
@@ -119,6 +133,7 @@ impl Board {
         entry.over = Some(whole);
         entry.at_work.clear();
         entry.waiting.clear();
+        entry.asked = None;
     }
 
     /// What to draw, `seconds` after the start, in so many columns and rows.
@@ -139,13 +154,16 @@ impl Board {
             lines.append(&mut blocks);
         } else {
             lines.push(self.sum(seconds));
-            // Those that are short are what a person must see.
+            // Those that wait for a person, and then those that are short, are what one must see.
+            let asked = all().filter_map(|(id, entry)| Some((id, entry.asked.as_ref()?)));
+            let asked = asked.map(|(id, what)| self.palette.bad(&format!("  ? {id} {what}")));
             let short = all().filter(|(_, entry)| !entry.shortfalls.is_empty());
+            let short = short.map(|(id, entry)| self.short(id, entry));
             let room = rows.saturating_sub(lines.len() + 2);
-            let shown: Vec<_> = short.map(|(id, entry)| self.short(id, entry)).collect();
+            let shown: Vec<_> = asked.chain(short).collect();
             lines.extend(shown.iter().take(room).cloned());
             if shown.len() > room {
-                lines.push(format!("  and {} more with shortfalls", shown.len() - room));
+                lines.push(format!("  and {} more that wait or are short", shown.len() - room));
             }
         }
         let lines: Vec<_> = lines.iter().map(|line| cut(line, columns.saturating_sub(1))).collect();
@@ -171,6 +189,9 @@ impl Board {
         let steps = Step::ALL.iter().filter(|step| self.steps.contains(step));
         let steps: Vec<_> = steps.map(|step| self.step(*step, entry.state(*step))).collect();
         lines.push(format!("  {}", steps.join(" ")));
+        if let Some(what) = &entry.asked {
+            lines.push(self.palette.bad(&format!("  {what}")));
+        }
         for (step, what) in &entry.waiting {
             lines.push(self.palette.dim(&format!("  {step} waits for {what}")));
         }
@@ -217,6 +238,8 @@ pub(super) fn instance(event: &Event) -> &InstanceId {
         | Event::Started { instance, .. }
         | Event::Change { instance, .. }
         | Event::Waiting { instance, .. }
+        | Event::Asked { instance, .. }
+        | Event::Answered { instance, .. }
         | Event::Ended { instance, .. }
         | Event::Note { instance, .. }
         | Event::Shortfall { instance, .. }
@@ -239,6 +262,13 @@ pub(super) fn line(event: &Event) -> Option<String> {
             format!("OPEN: {interface} allows all traffic and is being closed again")
         }
         Event::Waiting { step, what, .. } => format!("{step} waits for {what}"),
+        Event::Asked { case, until, otherwise, why, .. } => format!(
+            "{}; else it is {}; asked because {}",
+            approval::waiting(case, *until),
+            otherwise.words(),
+            why.join("; ")
+        ),
+        Event::Answered { decision, by, .. } => format!("to be {}, says {by}", decision.words()),
         Event::Started { .. }
         | Event::Change { .. }
         | Event::Ended { .. }
@@ -252,7 +282,8 @@ pub(super) fn line(event: &Event) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use cleanroom_controller::case::Shortfall;
+    use cleanroom_contract::Timestamp;
+    use cleanroom_controller::{brake::AtDeadline, case::Shortfall};
 
     use super::*;
 
@@ -341,9 +372,53 @@ mod tests {
   ! i-00000000000000007 contained: revoke: the role's policies\\u{1b} are full
   ! i-00000000000000008 contained: revoke: the role's policies\\u{1b} are full
   ! i-00000000000000009 contained: revoke: the role's policies\\u{1b} are full
-  and 1 more with shortfalls"
+  and 1 more that wait or are short"
         );
         assert!(board.frame(3.0, (60, 24)).lines().all(|line| line.chars().count() < 60));
+    }
+
+    #[test]
+    fn that_a_person_is_asked_is_told_until_it_is_decided() {
+        let asked = |n: usize| Event::Asked {
+            instance: id(n),
+            case: format!("case-{n}").parse().expect("a case id"),
+            until: Timestamp { seconds: 1_772_375_400, nanos: 0 },
+            otherwise: AtDeadline::Leave,
+            why: vec!["of the\u{1b} brake".to_owned()],
+        };
+        let waits = |n: usize| {
+            format!("waits for approval until 2026-03-01 14:30 UTC: cleanroom approve case-{n}")
+        };
+        let expected = format!(
+            "{}: {}; else it is left as it is; asked because of the\\u{{1b}} brake",
+            id(1),
+            waits(1)
+        );
+        assert_eq!(line(&asked(1)), Some(expected));
+        let answered = Event::Answered {
+            instance: id(1),
+            decision: approval::Decision::Leave,
+            by: "arn:aws:iam::123456789012:user/ops".to_owned(),
+        };
+        let cut = Event::Started { instance: id(1), step: Step::Isolate, goal: "cut" };
+        for decides in [answered, cut] {
+            let mut board = board(1);
+            let what = "a person's word".to_owned();
+            board.take(&opened(1));
+            board.take(&Event::Waiting { instance: id(1), step: Step::Isolate, what });
+            board.take(&asked(1));
+            let frame = board.frame(1.0, (100, 24));
+            assert!(frame.ends_with(&format!("\n  {}", waits(1))), "{frame}");
+            board.take(&decides);
+            assert!(!board.frame(1.0, (100, 24)).contains("approval"), "{decides:?}");
+        }
+        // Among many, those that wait come before those that are short.
+        let mut board = board(50);
+        board.take(&short(2));
+        board.take(&asked(40));
+        let frame = board.frame(1.0, (120, 6));
+        let second = frame.lines().nth(1).map(str::to_owned);
+        assert_eq!(second, Some(format!("  ? {} {}", id(40), waits(40))), "{frame}");
     }
 
     #[test]

@@ -89,6 +89,10 @@ pub(super) struct View {
     opened: Option<bool>,
     /// Shortfalls that were told.
     told: Vec<Shortfall>,
+    /// Whether the machine waits for a person's word.
+    asking: bool,
+    /// Whether it was told until when it does.
+    told_asked: bool,
     notes: Vec<String>,
     /// When something was done last, by its goal.
     done: BTreeMap<&'static str, Timestamp>,
@@ -107,6 +111,8 @@ impl View {
             ledger: Ledger::default(),
             opened: None,
             told: Vec::new(),
+            asking: false,
+            told_asked: false,
             notes: Vec::new(),
             done: BTreeMap::new(),
             last_word: None,
@@ -141,6 +147,10 @@ impl View {
     }
 
     fn entered(&mut self, state: &str) -> Vec<Event> {
+        self.asking |= state == "Ask";
+        let question = self.question();
+        // Until when it waits says more than that it does.
+        let waits = waits(state, &self.case).filter(|_| state != "Ask" || !self.told_asked);
         let instance = || self.instance.clone();
         match state {
             "Refused" => self.last_word = Some(LastWord::Refused),
@@ -153,15 +163,30 @@ impl View {
         }
         let begun =
             goal(state).map(|(step, goal)| Event::Started { instance: instance(), step, goal });
-        let waiting = waits(state, &self.case).map(|(step, what)| Event::Waiting {
-            instance: instance(),
-            step,
-            what,
-        });
-        begun.into_iter().chain(waiting).collect()
+        let waiting = waits.map(|(step, what)| Event::Waiting { instance: instance(), step, what });
+        begun.into_iter().chain(waiting).chain(question).collect()
+    }
+
+    /// What people are asked, once: as soon as the log says so, where the machine waits for the answer or has asked itself.
+    fn question(&mut self) -> Option<Event> {
+        let asked = self.ledger.asked.as_ref()?;
+        let decided = self.ledger.answered.is_some() || self.ledger.contained_at.is_some();
+        if self.told_asked || decided || !self.asking && self.is_old(asked.at) {
+            return None;
+        }
+        let told = Event::Asked {
+            instance: self.instance.clone(),
+            case: self.case.clone(),
+            until: asked.deadline,
+            otherwise: asked.otherwise,
+            why: asked.why.clone(),
+        };
+        self.told_asked = true;
+        Some(told)
     }
 
     fn left(&mut self, state: &str, at: Timestamp) -> Vec<Event> {
+        self.asking &= state != "Ask";
         let Some((step, goal)) = goal(state) else { return Vec::new() };
         self.done.insert(goal, at);
         vec![Event::Ended { instance: self.instance.clone(), step, goal, reached: true }]
@@ -186,6 +211,7 @@ impl View {
             }
             self.entry(at, step, body, &mut events);
         }
+        events.extend(self.question());
         events
     }
 
@@ -213,6 +239,10 @@ impl View {
                 let told = notes.iter().cloned();
                 events.extend(told.map(|note| Event::Note { instance: instance(), note }));
                 self.notes.extend(notes.iter().cloned());
+            }
+            Body::Answered { decision, by, .. } => {
+                let (decision, by) = (*decision, by.clone());
+                events.push(Event::Answered { instance: instance(), decision, by });
             }
             Body::Reported { .. } => events.push(milestone(Milestone::Reported)),
             // Each once: a step tells what it lacks, and the report tells it again.
