@@ -48,7 +48,7 @@
 //! | `contain` | `contained` | contain-only: as `isolate`, and tells people |
 //!
 //! **An error** of a function is `Cleanroom.Retryable` where another try may help, and any other name where none will. Contain-only
-//! also takes `{"step": "watch"}` each hour, for every open case, and the events of EventBridge: an execution that ended (`detail.input` names the instance), and calls that
+//! also takes `{"step": "watch"}` each hour, for the open cases that there is time for, others first each time, and the events of EventBridge: an execution that ended (`detail.input` names the instance), and calls that
 //! CloudTrail saw. It looks by itself whether they concern a case.
 //!
 //! **Metrics**, in the embedded format, namespace `Cleanroom`, dimension `Stack`: `SecondsToContain`, `SecondsToPreserve`,

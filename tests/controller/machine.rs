@@ -376,6 +376,11 @@ fn nothing_is_done_to_a_case_that_a_person_released() {
     });
 }
 
+/// When a function that was invoked now must have answered.
+fn soon() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(280)
+}
+
 /// Contained, and looked after.
 async fn contained(cloud: &FakeCloud) -> Run {
     let at_work = run(cloud, Policy::default(), None).await;
@@ -389,7 +394,7 @@ fn what_is_undone_behind_our_back_is_done_again() {
     runtime().block_on(async {
         let cloud = FakeCloud::new(world.clone());
         let at_work = contained(&cloud).await;
-        let watched = contain_only::watch(&at_work).await.expect("the cases");
+        let watched = contain_only::watch(&at_work, soon()).await.expect("the cases").watched;
         assert_eq!(watched.len(), 1);
         assert_eq!((watched[0].contained, watched[0].drift.len()), (Some(true), 0), "{watched:?}");
         let undo = || {
@@ -402,7 +407,7 @@ fn what_is_undone_behind_our_back_is_done_again() {
             });
         };
         undo();
-        let watched = contain_only::watch(&at_work).await.expect("the cases");
+        let watched = contain_only::watch(&at_work, soon()).await.expect("the cases").watched;
         assert!(!watched[0].drift.is_empty() && watched[0].contained == Some(true), "{watched:?}");
         assert!(cloud.world().is_cut(&suspect()));
         undo();

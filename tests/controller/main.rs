@@ -23,3 +23,4 @@ mod rules;
 mod runtime_api;
 mod support;
 mod times;
+mod watch;

@@ -4,13 +4,14 @@
 //! addresses, and nothing else. Never works on an instance that settings exempt, that is another account's, or whose case a
 //! person has released or closed.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use cleanroom_cloud::ErrorKind;
-use cleanroom_contract::{CaseId, InstanceId};
+use cleanroom_contract::{CaseId, InstanceId, Timestamp};
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     FlowError, approval, find,
@@ -20,12 +21,22 @@ use super::{
 use crate::{
     case::Run,
     execution::{Ask, Failed},
-    journal::{error_chain, seconds},
+    journal::{digest, error_chain, seconds},
     steps::verify,
 };
 
 /// Cases that are looked at at a time.
 const AT_ONCE: usize = 8;
+
+/// How long a look at a case may take, with all that it makes necessary: a call that never answers keeps no other case from
+/// being looked at.
+const LOOK: Duration = Duration::from_secs(120);
+
+/// Seconds between the beginnings of two rounds, as the response stack has it.
+const HOUR: i64 = 3_600;
+
+/// 2^64 divided by the golden ratio.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Words of an event that are compared with what cases have.
 const MOST_WORDS: usize = 1_000;
@@ -49,6 +60,15 @@ pub struct Watched {
     pub contained: Option<bool>,
     /// What could not be looked at.
     pub unknown: Vec<String>,
+}
+
+/// What a round of looking at all open cases came to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Round {
+    /// The cases that were looked at.
+    pub watched: Vec<Watched>,
+    /// How many there was no time for. A later round begins with them.
+    pub left: usize,
 }
 
 /// Cuts every interface of an instance, and tells people.
@@ -77,15 +97,63 @@ pub async fn contain(run: &Run, ask: &Ask) -> Result<Value, Failed> {
     Ok(end(&case, ask, facts).await)
 }
 
-/// Looks at every open case of this account and Region, and contains again what is not as it was left.
+/// Looks at the open cases of this account and Region until `ends`, and contains again what is not as it was left. Where there
+/// is no time for all of them, each hour's round begins with others, and none is left out for good: see [`place`].
 ///
 /// # Errors
 /// When the cases can not be listed.
-pub async fn watch(run: &Run) -> Result<Vec<Watched>, Failed> {
+pub async fn watch(run: &Run, ends: Instant) -> Result<Round, Failed> {
     let (known, _) = find::cases(&*run.cloud.store, &run.caller).await.map_err(unlisted)?;
-    let open = known.into_iter().filter(|known| !known.released);
-    let looks: Vec<_> = open.map(|known| async move { keep(run, &known).await }).collect();
-    Ok(stream::iter(looks).buffer_unordered(AT_ONCE).filter_map(async |seen| seen).collect().await)
+    let mut open: Vec<_> = known.into_iter().filter(|known| !known.released).collect();
+    let turn = run.clock.now().seconds.div_euclid(HOUR);
+    open.sort_by_cached_key(|known| place(&known.claim.case, turn));
+    let looks = open.iter().enumerate().map(|(n, known)| async move {
+        let now = Instant::now();
+        // The first are looked at however little time there is, else no round would come any further.
+        let in_time = n < AT_ONCE || now + LOOK <= ends;
+        if !in_time {
+            return None;
+        }
+        let kept = timeout_at(ends.min(now + LOOK), keep(run, known)).await;
+        let late =
+            |_| Some(unknown(run, known, format!("it took longer than {:?}", now.elapsed())));
+        Some(kept.unwrap_or_else(late))
+    });
+    let looks: Vec<_> = looks.collect();
+    let looked: Vec<_> = stream::iter(looks).buffer_unordered(AT_ONCE).collect().await;
+    let left = looked.iter().filter(|looked| looked.is_none()).count();
+    Ok(Round { watched: looked.into_iter().flatten().flatten().collect(), left })
+}
+
+/// Where a case stands in a round's order.
+///
+/// Its name's digest is its place on a ring, for good, and each round begins at another point of the ring: at the next multiple
+/// of the golden ratio. Any number of these divide the ring nearly evenly (three-distance theorem), so that sooner or later
+/// a round begins right before every case, whichever others come and go: of `n` cases with time for `k`, most after `n / k`
+/// rounds, and those whose places lie in a clump after about `5n / k`. Nothing is to be kept between two rounds for that.
+fn place(case: &CaseId, turn: i64) -> u64 {
+    let digest = digest(case.as_str().as_bytes()).to_string();
+    let place = digest.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    place.unwrap_or_default().wrapping_sub(turn.cast_unsigned().wrapping_mul(GOLDEN))
+}
+
+/// A case that could not be looked at.
+fn unknown(run: &Run, known: &find::Known, why: String) -> Watched {
+    Watched {
+        case: known.claim.case.clone(),
+        instance: known.claim.instance.clone(),
+        age_hours: hours(run, known.claim.at),
+        open: 0,
+        drift: Vec::new(),
+        silent: false,
+        contained: None,
+        unknown: vec![why],
+    }
+}
+
+/// Hours since then.
+fn hours(run: &Run, at: Timestamp) -> f64 {
+    (seconds(run.clock.now()) - seconds(at)).max(0.0) / 3_600.0
 }
 
 fn unlisted(error: FlowError) -> Failed {
@@ -94,23 +162,10 @@ fn unlisted(error: FlowError) -> Failed {
 
 /// One case, looked at and contained again where it drifted. None where it is closed.
 async fn keep(run: &Run, known: &find::Known) -> Option<Watched> {
-    let (case, instance) = (known.claim.case.clone(), known.claim.instance.clone());
     let status = match status::of(run, known).await {
         Ok(status) if matches!(status.state, State::Closed | State::Released) => return None,
         Ok(status) => status,
-        Err(error) => {
-            let unknown = vec![error_chain(&error)];
-            return Some(Watched {
-                case,
-                instance,
-                age_hours: 0.0,
-                open: 0,
-                drift: Vec::new(),
-                silent: false,
-                contained: None,
-                unknown,
-            });
-        }
+        Err(error) => return Some(unknown(run, known, error_chain(&error))),
     };
     let contained = match (status.state, status.contained_at) {
         // A response that has not come so far is at work, or another one starts it again.
@@ -118,12 +173,10 @@ async fn keep(run: &Run, known: &find::Known) -> Option<Watched> {
         (State::Drifted, _) => Some(again(run, &status).await),
         _ => Some(true),
     };
-    let now = run.clock.now();
-    let opened = status.opened_at.unwrap_or(known.claim.at);
     Some(Watched {
-        case,
-        instance,
-        age_hours: (seconds(now) - seconds(opened)).max(0.0) / 3_600.0,
+        age_hours: hours(run, status.opened_at.unwrap_or(known.claim.at)),
+        case: status.case,
+        instance: status.instance,
         open: status.found_open.len() + status.still_open.len(),
         drift: status.drift,
         silent: status.scan.is_some_and(|scan| scan.silent),
@@ -168,13 +221,14 @@ pub async fn concerning(run: &Run, event: &Value) -> Result<Vec<Value>, Failed> 
     }
     let words = words(event);
     let (known, _) = find::cases(&*run.cloud.store, &run.caller).await.map_err(unlisted)?;
-    let mut done = Vec::new();
-    for known in known.iter().filter(|known| !known.released) {
-        if concerns(run, known, &words).await {
-            done.extend(keep(run, known).await.map(|watched| json!(watched)));
-        }
-    }
-    Ok(done)
+    let open = known.iter().filter(|known| !known.released);
+    let looks: Vec<_> = open
+        .map(|known| async {
+            if concerns(run, known, &words).await { keep(run, known).await } else { None }
+        })
+        .collect();
+    let looks = stream::iter(looks).buffer_unordered(AT_ONCE);
+    Ok(looks.filter_map(async |watched| watched.map(|watched| json!(watched))).collect().await)
 }
 
 /// An execution ended before its time: its instances are contained all the same.
@@ -262,6 +316,27 @@ async fn concerns(run: &Run, known: &find::Known, words: &BTreeSet<String>) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sooner_or_later_a_round_begins_with_every_case_whichever_come_and_go() {
+        let case = |n: usize| format!("i-{n:017x}-1").parse::<CaseId>().expect("a case id");
+        let all: Vec<_> = (0..1_000).map(case).collect();
+        let mut first = BTreeSet::new();
+        let mut rounds = 0;
+        // From any hour on; of the thousand, another tenth is not there in each round.
+        for turn in 491_000.. {
+            let there = (0_i64..).zip(&all).filter(|(n, _)| (n + turn) % 10 != 0);
+            let mut there: Vec<_> = there.map(|(_, case)| case).collect();
+            there.sort_by_cached_key(|case| place(case, turn));
+            first.extend(there.into_iter().take(AT_ONCE));
+            rounds += 1;
+            if first.len() == all.len() {
+                break;
+            }
+            assert!(rounds < 5_000 / AT_ONCE, "{} of a thousand in {rounds} rounds", first.len());
+        }
+        assert!(rounds >= 1_000 / AT_ONCE, "not more than {AT_ONCE} are first in a round");
+    }
 
     #[test]
     fn an_event_s_names_are_found_wherever_they_are() {

@@ -11,6 +11,7 @@ use cleanroom_controller::{
     intake,
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{
     environment::Entrance,
@@ -21,7 +22,7 @@ use super::{
 /// How much of a fault in a request is told, in characters.
 const LONGEST: usize = 500;
 
-/// Answers an event.
+/// Answers an event, by `ends` at the latest where it can put something off.
 ///
 /// # Errors
 /// What the flow could not do; or that the event is nothing that this function does.
@@ -29,7 +30,7 @@ pub(crate) async fn answer(
     run: Run,
     entrance: &Entrance,
     event: Value,
-    (log, case_hours): (&Log, f64),
+    (log, case_hours, ends): (&Log, f64, Instant),
 ) -> Result<Value, Failed> {
     match entrance {
         Entrance::Intake(way) => valued(&intake::take(&run, way, &event).await?),
@@ -45,11 +46,15 @@ pub(crate) async fn answer(
                 Ok(facts)
             }
             Some("watch") => {
-                let cases = contain_only::watch(&run).await?;
-                let cases: Vec<_> = cases.iter().map(valued).collect::<Result<_, _>>()?;
+                let round = contain_only::watch(&run, ends).await?;
+                let cases: Vec<_> = round.watched.iter().map(valued).collect::<Result<_, _>>()?;
                 log.metrics(&metrics::watched(&cases));
                 old(&cases, log, case_hours);
-                Ok(json!({ "watched": cases }))
+                if round.left > 0 {
+                    let more = json!({ "looked_at": cases.len(), "left": round.left });
+                    log.line(Level::Warn, "no time for every open case", more);
+                }
+                Ok(json!({ "watched": cases, "left": round.left }))
             }
             None if event["detail-type"].is_string() => {
                 let done = contain_only::concerning(&run, &event).await?;

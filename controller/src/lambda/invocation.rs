@@ -34,6 +34,9 @@ const DEPTH: usize = 16_384;
 /// What is kept back of the time until Lambda's deadline, at most: an interface that is open needs some of it, the answer the rest.
 const RESERVE: Duration = Duration::from_secs(15);
 
+/// How long before its own end an invocation begins nothing that could be put off.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// How long an invocation may take where Lambda's deadline makes no sense.
 const UNTOLD: Duration = Duration::from_secs(60);
 
@@ -87,7 +90,7 @@ impl Invocation {
         let work = async move {
             let run = account.run(own).await?;
             let environment = &account.environment;
-            let told = (&log, environment.case_hours);
+            let told = (&log, environment.case_hours, ends - CLOSING);
             doors::answer(run, &environment.entrance, event, told).await
         };
         let answer = guarded(work, &shared, events, (&self.log, ends)).await;

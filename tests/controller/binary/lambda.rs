@@ -199,7 +199,7 @@ fn who_watches_tells_numbers_that_cloudwatch_reads() {
     let mut function = Function::start("contain-only", &account.url(), &[]);
     let (answer, lines) = function.invoke(&json!({"step": "watch"}).to_string());
     assert!(!answer.failed, "{answer:?} {lines:?}");
-    assert_eq!(answer.body, json!({"watched": []}).to_string());
+    assert_eq!(answer.body, json!({"watched": [], "left": 0}).to_string());
     let embedded: Vec<_> = lines.iter().filter(|line| line["_aws"].is_object()).collect();
     assert_eq!(embedded.len(), 1, "{lines:?}");
     let (line, directive) = (embedded[0], &embedded[0]["_aws"]["CloudWatchMetrics"][0]);
