@@ -150,7 +150,7 @@ pub enum StartError {
         /// The case.
         case: CaseId,
     },
-    /// Somebody else's input.
+    /// Whoever started it gave it an input that no function can read.
     #[error("execution {name} runs, and its input names no instance: stop it in the console")]
     Unreadable {
         /// The execution.
