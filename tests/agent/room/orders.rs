@@ -32,7 +32,7 @@ pub(super) fn user_data(
         bucket: account.bucket.clone(),
         order: OrderedFile {
             name: "order".to_owned(),
-            key: order_key(&order.case, &order.scan),
+            key: order_key(&order.case, order.room, &order.scan),
             sha256,
         },
         volumes: [].into(),
@@ -54,7 +54,7 @@ fn a_room_takes_its_order_from_user_data_and_waits_for_newer_ones() {
     let running = machine.start(&["--idle", "8s"]);
     let sums = |order: &WorkOrder| format!("{}SHA256SUMS", bundle_prefix(&order.case, &order.scan));
     wait_until("the first bundle", || account.versions().contains_key(&sums(&first)));
-    account.put(&order_key(&first.case, &UNUSABLE.parse().unwrap()), b"{\"v\":1}");
+    account.put(&order_key(&first.case, 1, &UNUSABLE.parse().unwrap()), b"{\"v\":1}");
     let mut second = order(&account, SECOND);
     second.rules = vec![ordered_file(&account, "new.yar", RULE.as_bytes())];
     put_order(&account, &second);
