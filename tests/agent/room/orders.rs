@@ -96,6 +96,25 @@ fn an_order_that_waits_behind_another_is_told_so() {
 }
 
 #[test]
+fn orders_for_the_case_s_other_rooms_are_left_to_them() {
+    for (own, other) in [(1, 2), (2, 1)] {
+        let account = Account::new();
+        let machine = Machine::new(&account);
+        let in_room = |room, scan| WorkOrder { room, ..order(&account, scan) };
+        let (first, others, later) =
+            (in_room(own, FIRST), in_room(other, UNUSABLE), in_room(own, SECOND));
+        put_order(&account, &others);
+        put_order(&account, &later);
+        let output =
+            machine.expect(0, &["--work-order", &machine.order_file(&first), "--idle", "4s"]);
+        machine.published(&account, &first, &output);
+        machine.published(&account, &later, &output);
+        assert_eq!(account.events(&others.case, &others.scan), [], "room {own} says nothing of it");
+        account.assert_written_once();
+    }
+}
+
+#[test]
 fn an_order_of_another_digest_is_refused() {
     let account = Account::new();
     let mut machine = Machine::new(&account);
