@@ -328,7 +328,16 @@ pub(crate) struct Deploy {
     #[arg(long, value_name = "FILE")]
     pub tools: Option<PathBuf>,
 
-    /// Upload agent and tools alone, into the evidence bucket that is configured; the response stack stays as it is.
+    /// YARA rules of scans for which nobody names others: a file, or a folder of them. May be given several times
+    /// [default: rules of [room] in --settings, else those that are there].
+    #[arg(long, value_name = "PATH", conflicts_with = "delete")]
+    pub rules: Vec<PathBuf>,
+
+    /// Indicator lists, likewise.
+    #[arg(long, value_name = "PATH", conflicts_with = "delete")]
+    pub indicators: Vec<PathBuf>,
+
+    /// Upload agent, tools, rules and indicators alone, into the evidence bucket that is configured; the response stack stays as it is.
     #[arg(long, conflicts_with_all = ["settings", "parameters", "artifacts_bucket", "delete"])]
     pub agent_only: bool,
 

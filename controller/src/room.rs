@@ -1,4 +1,4 @@
-//! What a clean room is made of, and what it looks for: as people have set it.
+//! What a clean room is made of, and what it looks for: as people have set it, and as it was deployed.
 //!
 //! Plain values. Files are read by whoever takes the words from a person; nothing here reads or writes.
 
@@ -41,9 +41,9 @@ pub struct RoomPolicy {
     pub boundary: Option<String>,
     /// Seconds without a work order after which a room ends itself.
     pub idle_seconds: u32,
-    /// YARA rules.
+    /// YARA rules; none for those that were deployed.
     pub rules: Vec<Given>,
-    /// Indicator lists.
+    /// Indicator lists; none for those that were deployed.
     pub indicators: Vec<Given>,
     /// What a scan may take.
     pub limits: ScanLimits,
@@ -102,7 +102,25 @@ pub struct Latest {
     /// The offline bundle of tools for investigators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<OrderedFile>,
+    /// YARA rules of scans for which nobody names others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<OrderedFile>,
+    /// Indicator lists, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub indicators: Vec<OrderedFile>,
 }
+
+impl Latest {
+    /// Every file that it names, with the folder that such files lie in.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &OrderedFile)> {
+        let programs = [("agent", Some(&self.agent)), ("tools", self.tools.as_ref())];
+        let programs = programs.into_iter().filter_map(|(folder, file)| Some((folder, file?)));
+        programs.chain(self.rules.iter().chain(&self.indicators).map(|file| (RULES, file)))
+    }
+}
+
+/// The folder of rules and indicator lists in the bucket.
+pub const RULES: &str = "rules";
 
 /// Where the newest artifacts are named.
 pub const LATEST: &str = "artifacts/latest.json";

@@ -109,6 +109,30 @@ async fn a_response_in_the_state_machine_is_told_like_one_s_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_room_tells_is_told_while_its_report_is_awaited() {
+    let mut world = World::plain();
+    world.add_agent();
+    let cloud = FakeCloud::new(world);
+    cloud.set_latency(Duration::from_millis(20));
+    let (run, events) = person(&cloud).await;
+    let following = begin(&run).await;
+    let (report, own) =
+        tokio::join!(follow::follow(&run, &following, pace(1)), machine(&cloud, &following));
+    let reported = report.expect("followed").reported.expect("a report");
+    assert_eq!(Some(&reported), own.reported.as_ref());
+    let scan = format!("scan {}: ", reported.scan);
+    let told: Vec<_> = drained(events)
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Waiting { what, .. } => what.strip_prefix(&scan).map(str::to_owned),
+            _ => None,
+        })
+        .collect();
+    assert!(!told.is_empty(), "what the room told is shown");
+    assert!(told.windows(2).all(|two| two[0] != two[1]), "and nothing twice: {told:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_case_that_was_there_is_joined_and_its_past_is_not_told_again() {
     let cloud = FakeCloud::new(World::plain());
     let work = run(&cloud.as_caller(FUNCTION), Policy::default(), None).await;

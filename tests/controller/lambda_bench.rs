@@ -1,7 +1,7 @@
-//! `cargo bench-lambda`: how long the release build of `cleanroom-lambda` takes from its start until it first asks Lambda for
-//! something to do, how much memory it has at most, and how large it is to deploy.
+//! `cargo bench-lambda [PROGRAM]`: how long `cleanroom-lambda` takes from its start until it first asks Lambda for something
+//! to do, how much memory it has at most, and how large it is to deploy.
 //!
-//! Builds the program, starts it so many times on this machine, and judges by the numbers that the design asks for: the
+//! Builds the program as it is shipped, unless one is named, starts it so many times on this machine, and judges by the numbers that the design asks for: the
 //! process ends with 1 where one is not met. Reaches no AWS: the memory is that after an invocation whose calls are refused.
 
 #[path = "runtime_api.rs"]
@@ -36,20 +36,22 @@ impl Drop for Process {
     }
 }
 
+/// The program as it is shipped, but for the C library that it is linked with.
 fn build() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace is gone")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let name = "cleanroom-lambda";
-    let arguments = ["build", "--release", "--package", "cleanroom-controller", "--bin", name];
+    let (name, profile) = ("cleanroom-lambda", "lambda");
+    let arguments =
+        ["build", "--profile", profile, "--package", "cleanroom-controller", "--bin", name];
     let built = Command::new(&cargo).current_dir(root).args(arguments).status()?;
     if !built.success() {
-        return Err("the release build failed".into());
+        return Err("the build failed".into());
     }
     let metadata = ["metadata", "--format-version", "1", "--no-deps"];
     let metadata = Command::new(&cargo).current_dir(root).args(metadata).output()?;
     let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout)?;
     let target = metadata["target_directory"].as_str().ok_or("cargo names no target folder")?;
-    Ok(Path::new(target).join("release").join(name))
+    Ok(Path::new(target).join(profile).join(name))
 }
 
 fn start(program: &Path, api: &RuntimeApi) -> Result<(Process, Instant)> {
@@ -80,7 +82,10 @@ fn peak(process: &Process) -> Result<u64> {
 }
 
 fn main() -> Result<ExitCode> {
-    let program = build()?;
+    let program = match std::env::args_os().nth(1) {
+        Some(program) => PathBuf::from(program),
+        None => build()?,
+    };
     let mut times = Vec::with_capacity(STARTS);
     for _ in 0..STARTS {
         let api = RuntimeApi::start();

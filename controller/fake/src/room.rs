@@ -11,9 +11,9 @@ use std::{
 
 use cleanroom_cloud::{Change, InstanceState, Made, Stack, StackEvent, StackState};
 use cleanroom_contract::{
-    CaseId, Coverage, EvidenceSource, InstanceId, OrderedVolume, PublishedFile, Report, RoomEvent,
-    RoomNews, Run, RunState, ScanId, Severity, SeverityCounts, Sha256, Summary, VersionOne,
-    VolumeId, WorkOrder, bundle_prefix, event_key,
+    CaseId, Coverage, EvidenceSource, InstanceId, OrderedFile, OrderedVolume, PublishedFile,
+    Report, RoomEvent, RoomNews, Run, RunState, ScanId, Severity, SeverityCounts, Sha256, Summary,
+    VersionOne, VolumeId, WorkOrder, bundle_prefix, event_key,
 };
 
 use crate::{
@@ -110,6 +110,28 @@ impl World {
         let latest = serde_json::json!({ "v": 1, "agent": agent });
         self.bucket.overwrite(&key, bytes);
         self.bucket.overwrite("artifacts/latest.json", latest.to_string().into_bytes());
+    }
+
+    /// Puts rules beside the agent, as `deploy` does, in the place of those that are there. They are as the pointer names them.
+    ///
+    /// # Panics
+    /// Where there is no agent.
+    pub fn add_rules(&mut self, names: &[&str]) -> Vec<OrderedFile> {
+        let rules: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let bytes = format!("rule {} {{ condition: true }}", name.replace('.', "_"));
+                let sha256 = digest(bytes.as_bytes());
+                let key = format!("rules/{sha256}/{name}");
+                self.bucket.overwrite(&key, bytes.into_bytes());
+                OrderedFile { name: (*name).to_owned(), key, sha256 }
+            })
+            .collect();
+        let latest = self.bucket.newest("artifacts/latest.json").expect("an agent was added");
+        let mut latest: serde_json::Value = serde_json::from_slice(latest).expect("it is JSON");
+        latest["rules"] = serde_json::json!(rules);
+        self.bucket.overwrite("artifacts/latest.json", latest.to_string().into_bytes());
+        rules
     }
 
     /// Lets rooms that fell silent go on where they were.

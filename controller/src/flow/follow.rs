@@ -1,26 +1,29 @@
 //! A response in the state machine: started, and followed from outside.
 //!
 //! Purpose: what `respond` shows of its own work, shown of an execution's: its history becomes steps that begin and end, the
-//! custody log becomes milestones, changes and shortfalls, and both together become the same report. Touches Step Functions,
+//! custody log becomes milestones, changes and shortfalls, and both together become the same report; what rooms tell meanwhile is
+//! told as it comes. Touches Step Functions,
 //! and the evidence bucket to read. Never stops an execution, and never does a step of it: who stops following leaves the
 //! response as it is.
 
 mod view;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use cleanroom_cloud::{CloudError, Execution, ExecutionState};
-use cleanroom_contract::{CaseId, InstanceId};
+use cleanroom_contract::{CaseId, InstanceId, ScanId};
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use self::view::View;
 use super::Report;
 use crate::{
-    case::Run,
+    case::{Run, Step},
     claim,
     execution::{self, Approval, Input, StartError, Started},
     journal::{self, event},
+    progress::Event,
+    steps::clean_room::watch::{self, Heard},
 };
 
 /// How long Step Functions may fail without a break before its execution is given up as lost.
@@ -132,6 +135,7 @@ pub async fn follow(
     pace: Duration,
 ) -> Result<Report, FollowError> {
     let mut view = View::of(&following.instance, &following.case);
+    let mut heard = BTreeMap::new();
     let mut failing = None;
     while !view.over {
         match history(run, following, &mut view).await {
@@ -147,6 +151,7 @@ pub async fn follow(
         }
         // What it logged before its end is in the log by now: the last look comes after the end was seen.
         let _later = log(run, &mut view).await;
+        listen(run, &view, &mut heard).await;
         if !view.over {
             sleep(pace).await;
         }
@@ -205,6 +210,21 @@ async fn log(run: &Run, view: &mut View) -> Result<(), CloudError> {
             }
         }
         width = AHEAD;
+    }
+}
+
+/// Tells what is new in the news of rooms whose reports are awaited. What can not be read now is read at the next look, or told
+/// by the report.
+async fn listen(run: &Run, view: &View, heard: &mut BTreeMap<ScanId, Heard>) {
+    for scan in view.awaited() {
+        let of = heard.entry(scan.clone()).or_default();
+        if let Ok(true) = watch::listen(&*run.cloud.store, (&view.case, scan), of).await {
+            run.progress.tell(Event::Waiting {
+                instance: view.instance.clone(),
+                step: Step::CleanRoom,
+                what: format!("scan {scan}: {}", of.newest),
+            });
+        }
     }
 }
 

@@ -303,6 +303,15 @@ async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
     if scene.original.instance.volumes.is_empty() {
         return;
     }
+    let sought = match artifacts::sought(store, room).await {
+        Ok(sought) => sought,
+        Err(why) => return plan.short.push(format!("clean_room: what to look for: {why}")),
+    };
+    let files = format!(
+        "{} files of rules and {} lists of indicators",
+        sought.rules.len(),
+        sought.indicators.len()
+    );
     let template = crate::journal::digest(room.template.as_bytes());
     let key = artifacts::key("templates", &template, "clean-room.yaml");
     let bucket = store.bucket();
@@ -320,7 +329,11 @@ async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
             to => format!("{} of the {volumes} snapshots", to - first),
         };
         let orders = cleanroom_contract::orders_prefix(&scene.case, n);
-        push("s3:PutObject", format!("{bucket}/{orders}"), format!("order a scan of {of}"));
+        push(
+            "s3:PutObject",
+            format!("{bucket}/{orders}"),
+            format!("order a scan of {of} with {files}"),
+        );
         let what = format!(
             "create the stack{place} from {key}, with agent {} and a volume for each snapshot",
             agent.key

@@ -138,8 +138,9 @@ pub async fn preflight(cloud: &Cloud, actions: &[String], key: Option<&str>) -> 
 /// Looks at what a clean room needs beside the caller's rights.
 pub async fn room(cloud: &Cloud, room: &RoomPolicy) -> Vec<Check> {
     const AREA: &str = "room";
-    let (agent, image) = tokio::join!(
+    let (agent, sought, image) = tokio::join!(
         artifacts::chosen(&*cloud.store, room),
+        artifacts::sought(&*cloud.store, room),
         artifacts::image(&*cloud.inventory, room),
     );
     let fix =
@@ -164,7 +165,21 @@ pub async fn room(cloud: &Cloud, room: &RoomPolicy) -> Vec<Check> {
             "make a service role for CloudFormation, and set it as role in [room] of cleanroom.toml",
         ),
     };
-    vec![agent, image, role]
+    vec![agent, judge_rules(sought), image, role]
+}
+
+fn judge_rules(sought: Result<artifacts::Sought, String>) -> Check {
+    let fix = "cleanroom deploy --artifacts DIR --rules PATH: without rules a scan finds what the agent knows by itself, and no known malware";
+    let (found, level) = match sought {
+        Ok(sought) if sought.rules.is_empty() => ("none are deployed".to_owned(), Level::Weak),
+        Ok(artifacts::Sought { rules, indicators }) => {
+            let found =
+                format!("{} files of rules, {} lists of indicators", rules.len(), indicators.len());
+            return Check::good("room", "rules", &found);
+        }
+        Err(why) => (why, Level::Unknown),
+    };
+    Check::new("room", "rules", level, &found, fix)
 }
 
 /// How far a clock may be off before it weakens what is recorded by it, in seconds.

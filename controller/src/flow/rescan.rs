@@ -13,7 +13,10 @@ use crate::{
     case::{Case, Run, Shortfall, Step, lock},
     journal::event::Body,
     steps::{
-        clean_room::order::{self, Ordered},
+        clean_room::{
+            artifacts,
+            order::{self, Ordered},
+        },
         forensic,
     },
 };
@@ -111,8 +114,9 @@ async fn under_way(case: &Case) -> Option<(Ordered, Pending)> {
     let ordered =
         order::newest(&*case.store, &case.scene.case, case.scene.room).await.ok().flatten()?;
     let (room, order) = (&case.scene.policy.room, &ordered.order);
-    let same = order::asks_for(&order.rules, &room.rules)
-        && order::asks_for(&order.indicators, &room.indicators);
+    // What can not be read now is said by whoever writes the order.
+    let sought = artifacts::sought(&*case.store, room).await.ok()?;
+    let same = order.rules == sought.rules && order.indicators == sought.indicators;
     if !same || case.journal.ledger().await.reports.contains_key(&order.scan) {
         return None;
     }

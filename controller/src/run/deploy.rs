@@ -5,7 +5,13 @@
 
 mod programs;
 
-use std::{collections::BTreeMap, fs::File, io::Read as _, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use cleanroom_cloud::{BucketState, Cloud, Stack, StackEvent};
@@ -51,13 +57,14 @@ pub(super) async fn deploy(opening: &Opening, args: &Deploy, shape: Shape) -> an
     let Some(folder) = args.artifacts.as_ref().filter(|_| !args.delete) else {
         return delete(opening, args, shape).await;
     };
-    let programs = Programs::find(folder, args.tools.as_deref())?;
+    let set = args.settings.as_deref().map(functions).transpose()?;
+    let programs = Programs::find(folder, args, set.as_ref().map(|(file, _)| file))?;
     if args.agent_only {
         let session = opening.open(None, "cleanroom-deploy").await?;
         programs.place(&*session.cloud.store, shape).await?;
         return Ok(0);
     }
-    let local = local(folder, args)?;
+    let local = local(folder, args, set.map(|(_, bytes)| bytes))?;
     if !args.yes && !terminal::can_ask() {
         let why = "there is no terminal to ask on: give --yes; nothing was changed";
         return Err(Usage(why.to_owned()).into());
@@ -82,8 +89,30 @@ pub(super) async fn deploy(opening: &Opening, args: &Deploy, shape: Shape) -> an
     Ok(status)
 }
 
+/// The functions' settings, read and checked, and the bytes that are uploaded.
+fn functions(path: &Path) -> anyhow::Result<(settings::File, Vec<u8>)> {
+    let file = settings::read(path)?;
+    let shown = printable(&path.to_string_lossy());
+    let not_there = [
+        (
+            file.room.template.is_some(),
+            "template in [room]",
+            "make rooms from the template that ships",
+        ),
+        (file.forensic_account.is_some(), "forensic_account", "have no rights in another account"),
+    ];
+    if let Some((_, what, why)) = not_there.iter().find(|(set, ..)| *set) {
+        return Err(Usage(format!(
+            "{shown}: {what} is for people who respond at a terminal; functions {why}: leave it out of what they are set by"
+        ))
+        .into());
+    }
+    let bytes = std::fs::read(path).with_context(|| format!("read {shown}"))?;
+    Ok((file, bytes))
+}
+
 /// Reads what comes from this machine.
-fn local(folder: &std::path::Path, args: &Deploy) -> anyhow::Result<Local> {
+fn local(folder: &Path, args: &Deploy, settings: Option<Vec<u8>>) -> anyhow::Result<Local> {
     let program = folder.join(PROGRAM);
     let shown = printable(&program.to_string_lossy());
     let mut magic = [0; 4];
@@ -99,13 +128,6 @@ fn local(folder: &std::path::Path, args: &Deploy) -> anyhow::Result<Local> {
     }
     let (_, sha256) = fetch::digest_of(&program)?.with_context(|| format!("{shown} is gone"))?;
     programs::compare(folder, PROGRAM, &sha256)?;
-    let settings = match &args.settings {
-        None => None,
-        Some(path) => {
-            settings::read(path)?;
-            Some(std::fs::read(path).with_context(|| format!("read {}", path.display()))?)
-        }
-    };
     let template = flow::parameters(TEMPLATE);
     let mut chosen = BTreeMap::new();
     for (name, value) in &args.parameters {

@@ -76,7 +76,10 @@ fn told(what: &str, path: &Path, error: &std::io::Error) -> String {
 }
 
 /// Files, and those in folders, by names without slashes.
-fn files(paths: &[PathBuf]) -> Result<Vec<Given>, String> {
+///
+/// # Errors
+/// When one can not be read, is too large, or two have the same name.
+pub(super) fn files(paths: &[PathBuf]) -> Result<Vec<Given>, String> {
     let mut given = Vec::new();
     for path in paths {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());

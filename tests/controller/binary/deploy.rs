@@ -98,7 +98,8 @@ print('null')
     assert_eq!(buckets(&ministack.url()), found, "nothing is uploaded twice");
 
     // Settings and parameters that people choose; what they chose stays.
-    station.write("lambda.toml", "severity = 8.0\n");
+    station.write("lambda.toml", "severity = 8.0\n[room]\nrules = [\"team.yar\"]\n");
+    station.write("team.yar", "rule team { condition: false }");
     let changed = [
         "deploy",
         "--artifacts",
@@ -112,8 +113,12 @@ print('null')
     let third = station.run(&changed);
     third.expect_any(&[0, 3]);
     assert_eq!(third.record("stack")["status"], "UPDATE_COMPLETE", "{third}");
+    let deployed = third.record("deployed");
+    assert_eq!(deployed["rules"][0]["name"], "team.yar", "functions find them there: {third}");
     let fourth = station.run(&typed);
     assert!(fourth.stderr.contains("nothing was changed"), "{fourth}");
+    assert_eq!(fourth.record("deployed"), deployed, "they stay");
+    let found = buckets(&ministack.url());
 
     station.expect(2, &["deploy", "--delete"]);
     let deleted = station.expect(0, &["deploy", "--delete", "--yes"]).record("stack_deleted");
@@ -151,6 +156,13 @@ fn what_is_typed_wrong_is_told_before_anything_is_called() {
     wrong(&["--yes", "--parameter", "LogDays=90", "--parameter", "LogDays=180"], "given twice");
     station.write("wrong.toml", "severity = 11.0\n");
     wrong(&["--yes", "--settings", "wrong.toml"], "severity is from 0.0 to 10.0");
+    station.write("template.toml", "[room]\ntemplate = \"own.yaml\"\n");
+    wrong(&["--yes", "--settings", "template.toml"], "template in [room]");
+    station
+        .write("forensic.toml", "forensic_account = \"arn:aws:iam::111122223333:role/forensic\"\n");
+    wrong(&["--yes", "--settings", "forensic.toml"], "forensic_account is for people");
+    station.write("rules.toml", "[room]\nrules = [\"nowhere.yar\"]\n");
+    wrong(&["--yes", "--settings", "rules.toml"], "nowhere.yar");
     wrong(&["--yes", "--tools", "nowhere.tar.gz"], "nowhere.tar.gz is not there");
     station.write("dist/cleanroom-lambda.zip", "no zip");
     wrong(&["--yes"], "is no zip");

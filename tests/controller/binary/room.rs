@@ -97,7 +97,18 @@ fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
         .record("deployed");
     assert_eq!(deployed, again, "kept under its digest, once; the tools stay");
 
+    // Rules and lists are deployed with it, and stay until others are.
     station.write("webshells.yar", "rule a { condition: true }");
+    station.write("c2.txt", "192.0.2.1\n");
+    let agent_only = ["deploy", "--artifacts", "artifacts", "--agent-only"];
+    let given = ["--rules", "webshells.yar", "--indicators", "c2.txt"];
+    station.expect(2, &[&agent_only[..], &["--rules", "nowhere.yar"]].concat());
+    let with_rules = station.expect(0, &[&agent_only[..], &given].concat()).record("deployed");
+    let name = |kind: &str| with_rules[kind][0]["name"].as_str().map(str::to_owned);
+    assert_eq!(name("rules").as_deref(), Some("webshells.yar"), "{with_rules:#}");
+    assert_eq!(name("indicators").as_deref(), Some("c2.txt"), "{with_rules:#}");
+    assert_eq!(station.expect(0, &agent_only).record("deployed"), with_rules);
+
     let typed =
         ["respond", account.world.instance(), "--reason", "a test", "--rules", "webshells.yar"];
     let ran = station.expect(3, &typed);

@@ -5,7 +5,10 @@ use std::time::Duration;
 use cleanroom_cloud_fake::{At, FakeCloud, Fault};
 use cleanroom_contract::Severity;
 
-use super::{assert_custody, case, ledger, orders, rescan, small, stacks, tear_down, told, world};
+use super::{
+    assert_custody, case, ledger, newest_order, orders, rescan, small, stacks, tear_down, told,
+    world,
+};
 use crate::support::{assert_contained, changes_since, respond};
 
 #[tokio::test(start_paused = true)]
@@ -81,6 +84,32 @@ async fn a_rescan_in_a_standing_room_has_what_new_rules_find_and_makes_no_other_
     assert_eq!(kept.len(), 2, "{kept:?}");
     rescan(&cloud, &["webshells.yar"]).await;
     assert_eq!(cloud.with(|w| w.bucket.keys("rules/")), kept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_names_rules_a_scan_takes_those_that_were_deployed() {
+    let cloud = FakeCloud::new(small());
+    let deployed = cloud.with(|w| w.add_rules(&["team.yar"]));
+    assert!(respond(&cloud, None).await.is_whole());
+    assert_eq!(newest_order(&cloud).rules, deployed);
+    assert_eq!(newest_order(&cloud).indicators, []);
+    // What a person names is what is taken.
+    assert!(rescan(&cloud, &["own.yar"]).await.is_whole());
+    let names: Vec<_> = newest_order(&cloud).rules.into_iter().map(|file| file.name).collect();
+    assert_eq!(names, ["own.yar"]);
+    // Others were deployed meanwhile: what was ordered with the old ones is not taken for theirs.
+    let newer = cloud.with(|w| w.add_rules(&["newer.yar", "team.yar"]));
+    assert!(rescan(&cloud, &[]).await.is_whole());
+    assert_eq!(newest_order(&cloud).rules, newer);
+    assert_eq!(orders(&cloud), 3);
+    // A pointer to a file of another key is an error, and no scan without rules.
+    cloud.with(|w| {
+        let latest = w.bucket.newest("artifacts/latest.json").expect("it is there");
+        let text = String::from_utf8_lossy(latest).replace("rules/", "cases/");
+        w.bucket.overwrite("artifacts/latest.json", text.into_bytes());
+    });
+    let odd = rescan(&cloud, &[]).await;
+    assert!(odd.shortfalls.iter().any(|s| s.what.contains("of another key")), "{odd:#?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,7 @@
 //! A message on the topic ends in a report of a clean room that booted.
 
-use std::fs;
-
 use cleanroom_harness::{
-    incident::{Incident, Programs, beside_tests},
-    response::{Program, ResponseStack},
+    incident::{Incident, Programs},
     room::{Ended, SHELL},
     tools::command,
 };
@@ -17,14 +14,7 @@ fn a_message_on_the_topic_ends_in_a_report_of_a_booted_clean_room() {
     let incident = Incident::begin(Programs::beside_tests().expect("the programs"));
     let incident = incident.expect("an incident");
     expect(&incident, &[0], &["deploy", "--artifacts", "artifacts", "--agent-only"]);
-    let room = settings(&incident);
-    let program = Program {
-        bootstrap: beside_tests("cleanroom-lambda").expect("the program"),
-        settings: format!("{SETTINGS}{room}"),
-        faults: false,
-        account: None,
-    };
-    let stack = ResponseStack::start(&program, &incident.world).expect("a stack");
+    let stack = incident.response_stack(SETTINGS).expect("a stack");
     let router = stack.router().expect("a router");
 
     let instance = incident.world.instance().to_owned();
@@ -71,9 +61,4 @@ fn a_message_on_the_topic_ends_in_a_report_of_a_booted_clean_room() {
     assert_eq!(incident.digests().expect("digests"), before, "evidence is as it was");
     let said = stack.notices().expect("notices");
     assert!(said.iter().any(|notice| notice["body"].to_string().contains(&case)), "{said:#?}");
-}
-
-/// The room's settings, as `deploy` and the incident have them.
-fn settings(incident: &Incident) -> String {
-    fs::read_to_string(incident.home().join("cleanroom.toml")).expect("the settings")
 }

@@ -1,8 +1,9 @@
-//! `cargo demo`: from an alert to a report, in one go: plan, respond, a clean room that boots, the bundle fetched.
+//! `cargo demo`: from a message on the topic to a report, in one go: intake, the state machine, a clean room that boots, the
+//! bundle fetched.
 //!
-//! Plays an [`Incident`] as a person would live it: an emulated account, an instance whose disks were broken into, and the
-//! room booted in QEMU. Where QEMU or a kernel for it can not be had, the agent runs on this machine instead, and the
-//! demo says so. Builds both programs. Writes below `demo/` in the target folder only: the disks go with the demo, the
+//! Plays an [`Incident`] as a team would live it: an emulated account with the response stack, an instance whose disks were
+//! broken into, and the room booted in QEMU. Where QEMU or a kernel for it can not be had, the agent runs on this machine instead, and the
+//! demo says so. Builds the programs. Writes below `demo/` in the target folder only: the disks go with the demo, the
 //! bundles are kept. Never asks AWS, and knows nothing of the AWS settings of whoever runs it.
 
 mod building;
@@ -15,19 +16,22 @@ use std::{
     env, fs,
     io::Write as _,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
 
 use self::world::Facts;
 use crate::{
     emulators,
     incident::Incident,
     kernel::Kernel,
+    response::ResponseStack,
     tools::{self, fixtures, workspace_root},
 };
+
+/// A demonstration is for people, in a pipe too.
+const HUMAN: [&str; 2] = ["--format", "human"];
 
 /// Columns that lines which are shortened here may have.
 const WIDTH: usize = 100;
@@ -49,22 +53,23 @@ pub fn run() -> Result<()> {
     );
     let programs = building::programs(&target_dir())?;
 
-    act("An alert: one of the web servers talks to a command-and-control server");
-    println!("Building an account in an emulator of AWS, and the disks of an instance in it.");
+    act("An account with the response stack: functions, state machine, topics");
+    println!("Building it in emulators of AWS, and the disks of an instance in it.");
     let incident = Incident::begin(programs)?;
     set_the_scene(&incident)?;
-    let instance = incident.world.instance();
+    let stack = incident.response_stack("")?;
+    response::introduce(&stack);
     let before = Facts::read(&incident.world)?;
 
-    act("What would be done? Nothing is changed");
-    let case = plan(&incident, instance)?;
-    ensure!(Facts::read(&incident.world)? == before, "the plan changed something");
-
-    act("Responding: contain, preserve, then examine copies of the disks in a clean room");
+    act(
+        "An alert: a message on the topic says that a web server talks to a command-and-control server",
+    );
+    let scene = Scene { incident: &incident, stack: &stack };
+    let (case, teller) = response::alert(&scene)?;
     let room = match bootable {
-        Ok(_) => response::booted(&incident, &case).map(Some)?,
+        Ok(_) => response::booted(&scene, (&case, teller)).map(Some)?,
         Err(why) => {
-            response::on_this_machine(&incident, &case, &why)?;
+            response::on_this_machine(&scene, (&case, teller), &why)?;
             None
         }
     };
@@ -81,17 +86,17 @@ pub fn run() -> Result<()> {
     act("The bundle comes here, every byte of it compared; then the room goes");
     let bundle = fresh_folder(&work)?;
     let (at, out) = (bundle.display().to_string(), ["fetch", &case, "--out"]);
-    shown(&incident, &[&out[..], &[&at]].concat())?;
-    shown(&incident, &["custody", "verify", &case])?;
+    scene.shown(&[&out[..], &[&at]].concat())?;
+    scene.shown(&["custody", "verify", &case])?;
     drop(room);
-    shown(&incident, &["teardown", &case, "--yes"])?;
+    scene.shown(&["teardown", &case, "--yes"])?;
 
     act("The report");
     print!("{}", summary::of(&bundle)?);
     Ok(())
 }
 
-/// Puts the responder's files there, shows what there is, and deploys the agent.
+/// Puts the responder's files there, shows what there is, and deploys what rooms examine with.
 fn set_the_scene(incident: &Incident) -> Result<()> {
     for (from, to) in [
         ("rules/demo.yar", "demo.yar"),
@@ -114,40 +119,40 @@ fn set_the_scene(incident: &Incident) -> Result<()> {
         incident.double.0
     );
     println!(
-        "\nThe commands below know this emulator at {}, and nothing else.",
-        incident.world.endpoint()
+        "\nThe commands below know these emulators, at 127.0.0.1, and nothing else. What the team examines with is deployed once:"
     );
-    shown(incident, &["deploy", "--artifacts", "artifacts", "--agent-only"])
+    let typed = [
+        "deploy",
+        "--artifacts",
+        "artifacts",
+        "--agent-only",
+        "--rules",
+        "demo.yar",
+        "--indicators",
+        "hashes.txt",
+        "--indicators",
+        "paths.txt",
+    ];
+    shown(incident.cleanroom(&[&typed[..], &HUMAN].concat()), &typed)
 }
 
-/// Shows the plan, in short, and returns the case that it would open.
-fn plan(incident: &Incident, instance: &str) -> Result<String> {
-    let words = ["plan", instance, "--rules", "demo.yar"];
-    announce(&words);
-    let output = incident.cleanroom(&[&words[..], &["--format", "jsonl"]].concat());
-    let output = { output }.stderr(Stdio::inherit()).output().context("start cleanroom plan")?;
-    ensure!(output.status.success(), "cleanroom plan: {}", output.status);
-    let plan: Value = serde_json::from_slice(&output.stdout).context("read the plan")?;
-    let case = plan["case"].as_str().context("the plan names no case")?.to_owned();
-    let entries = plan["entries"].as_array().map_or(&[][..], Vec::as_slice);
-    ensure!(!entries.is_empty(), "the plan has no changes");
-    let of = |entry: &Value, member: &str| entry[member].as_str().unwrap_or_default().to_owned();
-    println!("{} changes, of which:\n", entries.len());
-    for steps in entries.chunk_by(|a, b| a["step"] == b["step"]) {
-        // The step that it is all about is shown in more of its length.
-        let shown = if steps[0]["step"] == "isolate" { 4 } else { 2 }.min(steps.len());
-        for (number, entry) in steps.iter().take(shown).enumerate() {
-            let step = if number == 0 { of(entry, "step") } else { String::new() };
-            let more = match steps.len() - shown {
-                more if more > 0 && number + 1 == shown => format!(" (and {more} more)"),
-                _ => String::new(),
-            };
-            let (what, resource) = (of(entry, "what"), of(entry, "resource"));
-            let what = if resource == instance { what } else { format!("{what}: {resource}") };
-            println!("  {step:<10} {}{more}", cut(&what, WIDTH - 13 - more.len()));
-        }
+/// What the demo's parts are played with.
+struct Scene<'a> {
+    incident: &'a Incident,
+    stack: &'a ResponseStack,
+}
+
+impl Scene<'_> {
+    /// `cleanroom` as the responder runs it, beside the response stack.
+    fn cleanroom(&self, typed: &[&str]) -> Command {
+        let mut command = self.incident.cleanroom(&[typed, &HUMAN].concat());
+        command.envs(self.stack.settings());
+        command
     }
-    Ok(case)
+
+    fn shown(&self, typed: &[&str]) -> Result<()> {
+        shown(self.cleanroom(typed), typed)
+    }
 }
 
 /// A heading.
@@ -167,12 +172,10 @@ fn announce(words: &[&str]) {
 }
 
 /// Runs `cleanroom` on this terminal.
-fn shown(incident: &Incident, words: &[&str]) -> Result<()> {
-    announce(words);
-    // A demonstration is for people, in a pipe too.
-    let mut command = incident.cleanroom(&[words, &["--format", "human"]].concat());
+fn shown(mut command: Command, typed: &[&str]) -> Result<()> {
+    announce(typed);
     let status = command.status().context("start cleanroom")?;
-    ensure!(status.success(), "cleanroom {}: {status}", words.join(" "));
+    ensure!(status.success(), "cleanroom {}: {status}", typed.join(" "));
     Ok(())
 }
 

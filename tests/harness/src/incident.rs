@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::{
     emulators::{ACCESS_KEY, Kind, Moto, REGION, SECRET_KEY, World},
+    response::{Program, ResponseStack},
     room::{self, Evidence, Site},
     tools::{command, run},
 };
@@ -29,6 +30,8 @@ pub struct Programs {
     pub agent: PathBuf,
     /// `cleanroom`.
     pub cleanroom: PathBuf,
+    /// `cleanroom-lambda`.
+    pub lambda: PathBuf,
 }
 
 impl Programs {
@@ -37,7 +40,11 @@ impl Programs {
     /// # Errors
     /// Where they were not: `cargo test --workspace` builds them.
     pub fn beside_tests() -> Result<Self> {
-        Ok(Self { agent: beside_tests("cleanroom-agent")?, cleanroom: beside_tests("cleanroom")? })
+        Ok(Self {
+            agent: beside_tests("cleanroom-agent")?,
+            cleanroom: beside_tests("cleanroom")?,
+            lambda: beside_tests("cleanroom-lambda")?,
+        })
     }
 }
 
@@ -180,6 +187,22 @@ impl Incident {
     /// Where it does not start.
     pub fn ran(&self, words: &[&str]) -> Result<Output> {
         self.cleanroom(words).output().with_context(|| format!("run cleanroom {}", words.join(" ")))
+    }
+
+    /// The response stack in the same account, with the responder's own settings, and nothing that fails.
+    ///
+    /// # Errors
+    /// Where an emulator does not start, or the stack can not be made.
+    pub fn response_stack(&self, more: &str) -> Result<ResponseStack> {
+        let settings = self.home.path().join("cleanroom.toml");
+        let settings = fs::read_to_string(settings).context("read the settings")?;
+        let program = Program {
+            bootstrap: self.programs.lambda.clone(),
+            settings: format!("{more}{settings}"),
+            faults: false,
+            account: None,
+        };
+        ResponseStack::start(&program, &self.world)
     }
 
     /// The agent, whose libraries a room needs.

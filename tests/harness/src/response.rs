@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// The stack's name.
-const NAME: &str = "response";
+const NAME: &str = "cleanroom";
 
 /// How much of a state machine's wait is waited for.
 const WAITS: f64 = 0.02;
@@ -185,6 +185,14 @@ impl ResponseStack {
         ] {
             all.insert(name.to_owned(), value.to_owned());
         }
+        all
+    }
+
+    /// The same for what asks CloudFormation of this stack itself: the stacks of rooms are in the account.
+    #[must_use]
+    pub fn settings_beside(&self) -> BTreeMap<String, String> {
+        let mut all = self.settings();
+        all.insert("AWS_ENDPOINT_URL_CLOUDFORMATION".to_owned(), self.ministack.url());
         all
     }
 

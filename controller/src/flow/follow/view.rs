@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cleanroom_cloud::{Execution, ExecutionState, Passed};
-use cleanroom_contract::{CaseId, InstanceId, Timestamp, bundle_prefix};
+use cleanroom_contract::{CaseId, InstanceId, ScanId, Timestamp, bundle_prefix};
 
 use crate::{
     case::{Shortfall, Step},
@@ -227,6 +227,14 @@ impl View {
             }
             _ => {}
         }
+    }
+
+    /// The scans that were ordered and have no report yet.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = &ScanId> {
+        let ledger = &self.ledger;
+        let over =
+            |scan: &&ScanId| ledger.reports.contains_key(scan) || ledger.refused.contains_key(scan);
+        ledger.orders.keys().filter(move |scan| !over(scan))
     }
 
     /// Something that the following itself lacks.

@@ -1,4 +1,4 @@
-//! The programs of a clean room, on their way into the evidence bucket.
+//! The programs of a clean room, and the rules that it scans with, on their way into the evidence bucket.
 
 use std::{
     fs,
@@ -10,27 +10,36 @@ use cleanroom_cloud::{Put, Store};
 use cleanroom_contract::{OrderedFile, Sha256, printable};
 use cleanroom_controller::{
     flow::fetch,
-    room::{AGENT, LATEST, Latest},
+    room::{AGENT, Given, LATEST, Latest},
     steps::clean_room::{artifacts, bundle::parse_sums},
 };
 
 use crate::{
+    cli::Deploy,
     output,
-    run::{Shape, Usage, print},
+    run::{Shape, Usage, print, room},
+    settings,
 };
 
-/// The agent, and the tools of investigators where they are given.
+/// The agent, and the tools of investigators, rules and indicators where they are given: else those that are there stay.
 pub(super) struct Programs {
     agent: PathBuf,
     tools: Option<PathBuf>,
+    rules: Option<Vec<Given>>,
+    indicators: Option<Vec<Given>>,
 }
 
 impl Programs {
-    /// Those in a folder, and a bundle of tools.
+    /// The agent in a folder, and what flags name beside it, or the functions' settings.
     ///
     /// # Errors
     /// When one of them is not there: a mistake of the command line.
-    pub(super) fn find(folder: &Path, tools: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn find(
+        folder: &Path,
+        args: &Deploy,
+        settings: Option<&settings::File>,
+    ) -> anyhow::Result<Self> {
+        let tools = args.tools.as_deref();
         let agent = folder.join(AGENT);
         for path in [Some(agent.as_path()), tools].into_iter().flatten() {
             if !path.is_file() {
@@ -40,7 +49,17 @@ impl Programs {
                 return Err(Usage(format!("{shown} is not there: build it with {made}")).into());
             }
         }
-        Ok(Self { agent, tools: tools.map(Path::to_owned) })
+        let given = |flags: &[PathBuf], set: Option<&Vec<PathBuf>>| {
+            let paths = Some(flags).filter(|flags| !flags.is_empty());
+            let paths = paths.or(set.map(Vec::as_slice));
+            paths.map(room::files).transpose().map_err(Usage)
+        };
+        Ok(Self {
+            agent,
+            tools: tools.map(Path::to_owned),
+            rules: given(&args.rules, settings.map(|file| &file.room.rules))?,
+            indicators: given(&args.indicators, settings.map(|file| &file.room.indicators))?,
+        })
     }
 
     /// Puts them into the evidence bucket, and says what is there.
@@ -58,7 +77,10 @@ impl Programs {
                 Some(checked(store, "tools", &name, path).await?)
             }
         };
-        let latest = Latest { v: 1, agent, tools };
+        let rules = kept(store, self.rules.as_deref(), before.as_ref().map(|l| &l.rules)).await?;
+        let indicators = before.as_ref().map(|latest| &latest.indicators);
+        let indicators = kept(store, self.indicators.as_deref(), indicators).await?;
+        let latest = Latest { v: 1, agent, tools, rules, indicators };
         if before.as_ref() != Some(&latest) {
             let bytes = serde_json::to_vec_pretty(&latest).context("write the pointer")?;
             store.renew(LATEST, bytes).await.context("renew the pointer")?;
@@ -66,9 +88,22 @@ impl Programs {
         if !shape.is_human() {
             return print(&output::record("deployed", &latest));
         }
-        let tools = latest.tools.as_ref().map(|t| format!("tools  {}\n", printable(&t.key)));
-        print(&format!("agent  {}\n{}", printable(&latest.agent.key), tools.unwrap_or_default()))
+        let line = |(folder, file): (&str, &OrderedFile)| {
+            format!("{folder:<6} {}\n", printable(&file.key))
+        };
+        print(&latest.files().map(line).collect::<String>())
     }
+}
+
+/// Keeps what was given; where nothing was, what is there stays.
+async fn kept(
+    store: &dyn Store,
+    given: Option<&[Given]>,
+    there: Option<&Vec<OrderedFile>>,
+) -> anyhow::Result<Vec<OrderedFile>> {
+    let Some(given) = given else { return Ok(there.cloned().unwrap_or_default()) };
+    let kept = artifacts::keep_given(store, given).await.map_err(anyhow::Error::msg);
+    kept.context("put rules and indicators into the bucket")
 }
 
 /// Uploads a file that is what the sums beside it say.

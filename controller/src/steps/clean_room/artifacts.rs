@@ -8,7 +8,7 @@ use cleanroom_contract::{OrderedFile, Sha256};
 use crate::{
     engine::again,
     journal::digest,
-    room::{AGENT, LATEST, Latest, RoomPolicy},
+    room::{AGENT, Given, LATEST, Latest, RULES, RoomPolicy},
 };
 
 /// Amazon Linux 2023, by its name: the kernels differ, the minimal ones lack the Session Manager.
@@ -43,10 +43,9 @@ pub async fn latest(store: &dyn Store) -> std::result::Result<Option<Latest>, St
     let latest: Latest = serde_json::from_slice(&bytes)
         .map_err(|error| format!("{LATEST} can not be read: {error}"))?;
     // A key that is not the digest's own would let who may write the pointer name anything.
-    for (folder, file) in [("agent", Some(&latest.agent)), ("tools", latest.tools.as_ref())] {
-        if let Some(file) = file.filter(|f| f.key != key(folder, &f.sha256, &f.name)) {
-            return Err(format!("{LATEST} names {:?} for a file of another key", file.key));
-        }
+    let odd = latest.files().find(|(folder, f)| f.key != key(folder, &f.sha256, &f.name));
+    if let Some((_, file)) = odd {
+        return Err(format!("{LATEST} names {:?} for a file of another key", file.key));
     }
     Ok(Some(latest))
 }
@@ -66,6 +65,62 @@ pub async fn chosen(
         return Ok(Some((agent, latest.ok().flatten().and_then(|l| l.tools))));
     }
     Ok(latest?.map(|latest| (latest.agent, latest.tools)))
+}
+
+/// What a scan looks for beside what the agent knows by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sought {
+    /// YARA rules, in the order of their names.
+    pub rules: Vec<OrderedFile>,
+    /// Indicator lists, in the order of their names.
+    pub indicators: Vec<OrderedFile>,
+}
+
+/// What a scan that is ordered now looks for: the files that people gave, and of a kind of which they gave none, those that
+/// were deployed. Writes nothing.
+///
+/// # Errors
+/// As [`latest`].
+pub async fn sought(store: &dyn Store, room: &RoomPolicy) -> std::result::Result<Sought, String> {
+    let (mut rules, mut indicators) = (named(&room.rules), named(&room.indicators));
+    if rules.is_empty() || indicators.is_empty() {
+        let deployed = latest(store).await?;
+        let of = |of: fn(Latest) -> Vec<OrderedFile>| deployed.clone().map(of).unwrap_or_default();
+        if rules.is_empty() {
+            rules = of(|latest| latest.rules);
+        }
+        if indicators.is_empty() {
+            indicators = of(|latest| latest.indicators);
+        }
+    }
+    for files in [&mut rules, &mut indicators] {
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    Ok(Sought { rules, indicators })
+}
+
+/// Files that people gave, as they lie in the bucket once they are kept.
+fn named(given: &[Given]) -> Vec<OrderedFile> {
+    let file = |file: &Given| {
+        let sha256 = digest(&file.bytes);
+        OrderedFile { name: file.name.clone(), key: key(RULES, &sha256, &file.name), sha256 }
+    };
+    given.iter().map(file).collect()
+}
+
+/// Keeps files that people gave under their digests, a few times while that may help.
+///
+/// # Errors
+/// What the store said.
+pub async fn keep_given(
+    store: &dyn Store,
+    given: &[Given],
+) -> std::result::Result<Vec<OrderedFile>, String> {
+    let mut kept = Vec::with_capacity(given.len());
+    for file in given {
+        kept.push(patiently(|| keep(store, RULES, &file.name, &file.bytes)).await?);
+    }
+    Ok(kept)
 }
 
 /// The key of a file that is kept under its digest.

@@ -6,12 +6,16 @@ use std::collections::BTreeMap;
 
 use cleanroom_cloud::{Put, Snapshot, Store};
 use cleanroom_contract::{
-    CaseId, Destination, OrderedFile, OrderedVolume, ScanId, Timestamp, VersionOne, VolumeId,
-    VolumeRole, WorkOrder, order_key, orders_prefix,
+    CaseId, Destination, OrderedVolume, ScanId, Timestamp, VersionOne, VolumeId, VolumeRole,
+    WorkOrder, order_key, orders_prefix,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{artifacts, artifacts::patiently, deal::decide_rooms, in_room};
+use super::{
+    artifacts::{self, Sought, patiently},
+    deal::decide_rooms,
+    in_room,
+};
 use crate::{
     case::{Case, Scene, Step},
     engine::again,
@@ -19,7 +23,6 @@ use crate::{
         digest,
         event::{Body, Exhibit},
     },
-    room::Given,
 };
 
 /// Orders that are read at a time.
@@ -221,8 +224,10 @@ pub fn volumes(scene: &Scene, snapshots: &BTreeMap<VolumeId, Snapshot>) -> Vec<O
 pub async fn write(case: &Case, volumes: Vec<OrderedVolume>) -> Result<Ordered, String> {
     let (scene, store) = (&case.scene, &*case.store);
     let room = &scene.policy.room;
-    let rules = files(store, &room.rules).await?;
-    let indicators = files(store, &room.indicators).await?;
+    for given in [&room.rules, &room.indicators] {
+        artifacts::keep_given(store, given).await?;
+    }
+    let Sought { rules, indicators } = artifacts::sought(store, room).await?;
     let before = scans(store, &scene.case).await?;
     // Several rooms may be ordered for in the same moment.
     let nonce = format!("{}{}", scene.nonce, in_room(scene.room));
@@ -261,27 +266,6 @@ pub async fn log(case: &Case, ordered: &Ordered) {
         let body = Body::Ordered { scan: scan.clone(), room, order };
         case.journal.append(Some(Step::CleanRoom), body).await;
     }
-}
-
-/// Keeps files under their digests, in the order of their names.
-async fn files(store: &dyn Store, given: &[Given]) -> Result<Vec<OrderedFile>, String> {
-    let mut kept = Vec::with_capacity(given.len());
-    for file in given {
-        let keep = || artifacts::keep(store, "rules", &file.name, &file.bytes);
-        kept.push(patiently(keep).await?);
-    }
-    kept.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(kept)
-}
-
-/// Whether an order asks for these files and no others.
-#[must_use]
-pub fn asks_for(ordered: &[OrderedFile], given: &[Given]) -> bool {
-    let mut asked: Vec<_> = ordered.iter().map(|f| (f.name.clone(), f.sha256)).collect();
-    let mut wanted: Vec<_> = given.iter().map(|f| (f.name.clone(), digest(&f.bytes))).collect();
-    asked.sort();
-    wanted.sort();
-    asked == wanted
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Builds both programs, and shows on a terminal how far it has come.
+//! Builds the programs, and shows on a terminal how far it has come.
 
 use std::{
     ffi::OsStr,
@@ -27,7 +27,7 @@ const PROGRESS: [&str; 8] = [
     "Updating",
 ];
 
-/// Builds both programs in one go: in two, cargo would compile what they share twice.
+/// Builds the programs in one go: in several, cargo would compile what they share again and again.
 ///
 /// # Errors
 /// Where cargo can not be started, or they do not build: then after what cargo said.
@@ -50,7 +50,11 @@ pub(super) fn programs(target: &Path) -> Result<Programs> {
         ensure!(path.is_file(), "cargo built no {}", path.display());
         Ok(path)
     };
-    Ok(Programs { agent: named("cleanroom-agent")?, cleanroom: named("cleanroom")? })
+    Ok(Programs {
+        agent: named("cleanroom-agent")?,
+        cleanroom: named("cleanroom")?,
+        lambda: named("cleanroom-lambda")?,
+    })
 }
 
 /// Shows cargo's lines: its progress on one line of a terminal, what is for people as it is.

@@ -1,6 +1,6 @@
-//! The response under way, and beside it the machine that stands for the room: what both say, as it comes.
+//! The alert, the response that it starts, and beside it the machine that stands for the room: what all say, as it comes.
 //!
-//! Starts `cleanroom respond`, and QEMU or the agent. Touches their temporary folders. Whoever is left when something
+//! Publishes the message; starts `cleanroom respond --via aws`, which follows, and QEMU or the agent. Touches their temporary folders. Whoever is left when something
 //! fails is killed.
 
 use std::{
@@ -12,12 +12,13 @@ use std::{
 };
 
 use anyhow::{Context, Error, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::announce;
+use super::{Scene, announce};
 use crate::{
     images::MIB,
     incident::Incident,
+    response::ResponseStack,
     room::{Machine, STAND_INS, Site, Stack},
     tools::{find, is_root},
     tree,
@@ -35,9 +36,9 @@ const RUNS: &str = concat!("cleanroom-agent ", env!("CARGO_PKG_VERSION"), " runs
 /// The line of the user data that names the order begins with this, and a space.
 const ROOM_MARK: &str = "#cleanroom-room ";
 
-/// Tells what happens, with the time since the response began.
+/// Tells what happens, with the time since the alert.
 #[derive(Clone, Copy)]
-struct Teller(Instant);
+pub(super) struct Teller(Instant);
 
 impl Teller {
     fn tell(self, who: &str, what: &str) {
@@ -107,25 +108,58 @@ fn words<'a>(line: &'a str, instance: &str) -> &'a str {
     scan.map_or(own, |(_, news)| news)
 }
 
-/// Starts the response.
-fn respond(incident: &Incident, teller: Teller) -> Result<Running> {
-    let instance = incident.world.instance();
-    let words = [
-        "respond",
-        instance,
-        "--reason",
-        "beacons to a known C2 server",
-        "--rules",
-        "demo.yar",
-        "--indicators",
-        "hashes.txt",
-        "--indicators",
-        "paths.txt",
-    ];
+/// Says what the response stack is here.
+pub(super) fn introduce(stack: &ResponseStack) {
+    println!(
+        "\nThe response stack, made from cloudformation/response.yaml; its functions are cleanroom-lambda:\n"
+    );
+    for (what, output) in [
+        ("alerts come to", "IntakeTopic"),
+        ("people hear from", "NotifyTopic"),
+        ("state machine", "ResponseMachine"),
+    ] {
+        println!("  {what:<18}{}", stack.output(output));
+    }
+    println!(
+        "\nEC2 and the evidence bucket are moto's, functions and state machines MiniStack's. What the machine waits takes a"
+    );
+    println!("fiftieth of its time.");
+}
+
+/// Publishes the message, and waits until intake has started the machine. The case, and who tells the time since.
+///
+/// # Errors
+/// Where it does not.
+pub(super) fn alert(scene: &Scene<'_>) -> Result<(String, Teller)> {
+    let Scene { incident, stack } = scene;
+    let message = json!({
+        "instance": incident.world.instance(),
+        "source": "network monitor",
+        "reason": "beacons to a known C2 server",
+    });
+    println!(
+        "\n$ aws sns publish --topic-arn {} --message '{message}'",
+        stack.output("IntakeTopic")
+    );
+    let teller = Teller(Instant::now());
+    stack.publish(&message.to_string())?;
+    let case = format!("{}-1", incident.world.instance());
+    stack.wait("the execution of the case", PATIENCE, || stack.execution(&case))?;
+    println!(
+        "\nIntake has verified the instance and started execution {case}. Nobody needs to do anything; a person follows:"
+    );
+    Ok((case, teller))
+}
+
+/// Follows the response, as a person would.
+fn follow(scene: &Scene<'_>, teller: Teller) -> Result<Running> {
+    let instance = scene.incident.world.instance();
+    let words = ["respond", instance, "--via", "aws"];
     announce(&words);
     println!();
-    let command = incident.cleanroom(&[&words[..], &["--format", "human"]].concat());
-    Running::start(command, teller, "respond", instance)
+    let mut command = scene.cleanroom(&words);
+    command.envs(scene.stack.settings_beside());
+    Running::start(command, teller, "machine", instance)
 }
 
 /// Waits for the stack of the case's room.
@@ -143,16 +177,17 @@ fn launched(site: &Site, case: &str, response: &mut Running, teller: Teller) -> 
 ///
 /// # Errors
 /// Where the room does not boot, or the response does not end in a report.
-pub(super) fn booted(incident: &Incident, case: &str) -> Result<Machine> {
+pub(super) fn booted(scene: &Scene<'_>, (case, teller): (&str, Teller)) -> Result<Machine> {
+    let incident = scene.incident;
     println!(
-        "The room is a QEMU machine without hardware acceleration. What stands in for parts of Amazon Linux:\n"
+        "\nThe room is a QEMU machine without hardware acceleration. What stands in for parts of Amazon Linux:\n"
     );
     for (part, stand_in) in STAND_INS {
         println!("  {part:<18}{stand_in}");
     }
-    let teller = Teller(Instant::now());
-    let mut response = respond(incident, teller)?;
-    let site = incident.site(case);
+    let mut response = follow(scene, teller)?;
+    let router = scene.stack.router()?;
+    let site = incident.site(case).through(&router.url());
     launched(&site, case, &mut response, teller)?;
     let mut room = site.boot(&[incident.agent().to_owned()], "")?;
     teller.tell("room", "is switched on, with its own disk and no evidence");
@@ -181,8 +216,13 @@ pub(super) fn booted(incident: &Incident, case: &str) -> Result<Machine> {
 ///
 /// # Errors
 /// Where the response does not end in a report.
-pub(super) fn on_this_machine(incident: &Incident, case: &str, why: &Error) -> Result<()> {
-    println!("No room boots here: {why:#}.");
+pub(super) fn on_this_machine(
+    scene: &Scene<'_>,
+    (case, teller): (&str, Teller),
+    why: &Error,
+) -> Result<()> {
+    let incident = scene.incident;
+    println!("\nNo room boots here: {why:#}.");
     println!(
         "The agent examines the disks on this machine instead: no closed network, no copies, no boot."
     );
@@ -191,11 +231,12 @@ pub(super) fn on_this_machine(incident: &Incident, case: &str, why: &Error) -> R
             "You are not root, so that no disk can be mounted: a folder stands for the instance's root."
         );
     }
-    let teller = Teller(Instant::now());
-    let mut response = respond(incident, teller)?;
+    let mut response = follow(scene, teller)?;
     let stack = launched(&incident.site(case), case, &mut response, teller)?;
     let user_data = stack.instance.context("the stack has no instance")?.user_data;
-    let agent = agent(incident, &user_data)?;
+    let router = scene.stack.router()?;
+    let mut agent = agent(incident, &user_data)?;
+    agent.env("AWS_ENDPOINT_URL", router.url());
     teller.tell("agent", "is started on this machine");
     let agent = Running::start(agent, teller, "agent", incident.world.instance())?;
     agent.finish("cleanroom-agent run")?;
