@@ -7,7 +7,7 @@ use cleanroom_cloud_fake::{At, FakeCloud, World};
 use cleanroom_contract::{VolumeId, WorkOrder};
 use cleanroom_controller::{
     case::{OWN_VPC, Policy},
-    flow::{close, fetch, status, teardown},
+    flow::{close, fetch, plan, status, teardown},
 };
 
 use super::{
@@ -88,6 +88,19 @@ async fn every_volume_is_examined_in_as_many_rooms_as_it_takes() {
         assert_eq!((stacks(&cloud), orders(&cloud)), (rooms, rooms), "{what}");
         assert_custody(&cloud, &what).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_names_every_room() {
+    let cloud = FakeCloud::new(with_volumes(60));
+    let run = run(&cloud, Policy::default(), None).await;
+    let instance = run.cloud.inventory.get_instance(&suspect()).await.expect("it is there");
+    let plan = plan::plan(&run, &instance, Some("a test")).await.expect("a plan");
+    let stacks = plan.entries.iter().filter(|e| e.operation == "cloudformation:CreateStack");
+    let named: Vec<_> = stacks.map(|entry| entry.resource.clone()).collect();
+    let first = format!("cleanroom-{}", case());
+    assert_eq!(named, [first.clone(), format!("{first}-room-2"), format!("{first}-room-3")]);
+    assert!(plan.entries.iter().any(|e| e.what.contains("12 of the 60 snapshots")));
 }
 
 #[tokio::test(start_paused = true)]
