@@ -337,6 +337,8 @@ pub struct Scene {
     pub forensic: Option<Arc<Forensic>>,
     /// The case.
     pub case: CaseId,
+    /// Which of the case's rooms is worked at, from 1: one takes so many volumes, and a case may have more.
+    pub room: u32,
     /// The instance.
     pub instance: InstanceId,
     /// The instance as it was when the case was opened, or as it is where there is no case yet.
@@ -439,6 +441,14 @@ impl fmt::Debug for Case {
 }
 
 impl Case {
+    /// The case as it is worked at in one of its rooms.
+    #[must_use]
+    pub fn in_room(&self, room: u32) -> Self {
+        let mut case = self.clone();
+        case.scene.room = room;
+        case
+    }
+
     /// Records that something is short, once.
     pub fn short(&self, shortfall: Shortfall) {
         let mut all = lock(&self.shortfalls);

@@ -130,7 +130,7 @@ pub(crate) enum Command {
     Report {
         /// The case.
         case: CaseId,
-        /// The scan [default: the newest that was read back into the custody log].
+        /// The scan [default: the newest of each of the case's rooms that was read back into the custody log].
         #[arg(long, value_name = "SCAN")]
         scan: Option<ScanId>,
     },

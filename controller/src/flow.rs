@@ -109,7 +109,8 @@ pub async fn respond(run: &Run, request: &Request) -> Result<Report, FlowError> 
     let (contained, take) = Box::pin(contain(&case, run)).await;
     drop(slot);
     let (contained, preserved) = Box::pin(finish(&case, run, contained, (opening, take))).await;
-    let reported = when(&case, Step::CleanRoom, Box::pin(investigated(&case, run))).await.flatten();
+    let reported =
+        when(&case, Step::CleanRoom, Box::pin(investigated(&case, run))).await.unwrap_or_default();
     let waiting = record::catch_up(&case).await + case.journal.catch_up().await;
     let ended = report::Came { contained, preserved, reported };
     Ok(report::Report::of(&case, &how, ended, waiting).await)
@@ -402,9 +403,9 @@ async fn preserve(case: &Case, run: &Run, take: Task) -> Option<f64> {
 }
 
 /// Has the snapshots examined, once everything else is done: a scan takes hours, and how the case stands is in the log before.
-async fn investigated(case: &Case, run: &Run) -> Option<Reported> {
+async fn investigated(case: &Case, run: &Run) -> Vec<Reported> {
     let reported = investigate::investigate(case).await;
-    if reported.is_some() {
+    if !reported.is_empty() {
         case.progress.tell(Event::Milestone {
             instance: case.scene.instance.clone(),
             name: Milestone::Reported.as_str(),

@@ -23,7 +23,7 @@
 //! | `token` | `ask` and `clean_room`: ends the task, by `SendTaskSuccess` |
 //! | `asked` | `due` and `ask`: `{"round": n, "seconds": n}`; `round` above 1 is a reminder |
 //! | `looked` | `preserve` and `read_back`: `{"round": n}`, from 1 |
-//! | `group` | `order`, `clean_room`, `read_back`: the element of `rooms` that it is about |
+//! | `group` | `order`, `clean_room`, `read_back`: the element of `rooms` that it is about: its `n` is the room's number in the case |
 //! | `order` | `clean_room`: the facts of `order` |
 //! | `machine` | `report`: all that the machine holds, by the names of `ResultPath` and `ResultSelector` in the file; a step without facts gave no answer |
 //!

@@ -200,6 +200,8 @@ fn asked() -> Vec<(&'static str, Request)> {
         ("S3Endpoint", Request::new("s3:PutObject", bundle.as_str())),
         ("S3Endpoint", Request::new("s3:ListMultipartUploadParts", bundle)),
         ("S3Endpoint", list("orders")),
+        // Those of a case's other rooms.
+        ("S3Endpoint", list("orders/room-2")),
         ("S3Endpoint", list("bundles")),
         ("SnsEndpoint", Request::new("sns:Publish", TOPIC)),
         ("CloudFormationEndpoint", Request::new("cloudformation:SignalResource", stack)),

@@ -43,6 +43,7 @@ fn it_may_do_its_work() {
     let key = |action| inside(action, KEY).with("kms:ViaService", "s3.us-east-1.amazonaws.com");
     for request in [
         inside("s3:GetObject", object(&format!("cases/{CASE}/orders/x.json"))),
+        inside("s3:GetObject", object(&format!("cases/{CASE}/orders/room-2/x.json"))),
         inside("s3:GetObject", object("agent/cleanroom-agent")),
         inside("s3:GetObject", object("rules/webshells.yar")),
         inside("s3:GetObject", object("tools/tools.tar.gz")),

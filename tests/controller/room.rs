@@ -6,6 +6,7 @@ mod broken;
 mod coverage;
 mod patience;
 mod retry;
+pub(crate) mod several;
 mod standing;
 mod vouched;
 
@@ -284,7 +285,8 @@ async fn a_bundle_with_a_wrong_digest_is_refused_told_and_ordered_anew() {
     assert!(told.iter().any(|t| t.ends_with("unreported")), "{told:?}");
     assert!(!told.iter().any(|t| t.ends_with(" reported")), "{told:?}");
     let look = run(&cloud, Policy::default(), None).await;
-    let scan = status::status(&look, &case()).await.expect("it is there").scan.expect("a scan");
+    let scan =
+        status::status(&look, &case()).await.expect("it is there").scans.pop().expect("a scan");
     assert_eq!(scan.refused.as_ref(), Some(&refused[0].1));
     // What the room tells of a bundle that was refused is not waited for again, nor joined.
     cloud.with(|w| w.room.spoilt = None);

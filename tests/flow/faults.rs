@@ -104,7 +104,7 @@ impl Scene {
 
     /// The newest scan that was ordered after `last`.
     fn scan_after(&self, last: Option<&ScanId>, room: &mut Machine) -> ScanId {
-        let prefix = orders_prefix(&self.case.parse().expect("a case id"));
+        let prefix = orders_prefix(&self.case.parse().expect("a case id"), 1);
         let mut newest = None;
         room.until("an order", PATIENCE, |_| {
             let keys = self.site.look()?.objects.into_keys();

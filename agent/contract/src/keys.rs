@@ -4,16 +4,20 @@
 
 use crate::{CaseId, ScanId};
 
-/// The prefix of a case's work orders: `cases/<case>/orders/`.
+/// The prefix of the work orders of one of a case's rooms: `cases/<case>/orders/` for the first, and
+/// `cases/<case>/orders/room-<n>/` for each other. A room looks for orders below its own, so that it never sees another's.
 #[must_use]
-pub fn orders_prefix(case: &CaseId) -> String {
-    format!("cases/{case}/orders/")
+pub fn orders_prefix(case: &CaseId, room: u32) -> String {
+    match room {
+        0 | 1 => format!("cases/{case}/orders/"),
+        n => format!("cases/{case}/orders/room-{n}/"),
+    }
 }
 
-/// The key of a scan's work order: `cases/<case>/orders/<scan>.json`.
+/// The key of a scan's work order: `<scan>.json` below the prefix of its room's orders.
 #[must_use]
-pub fn order_key(case: &CaseId, scan: &ScanId) -> String {
-    format!("{}{scan}.json", orders_prefix(case))
+pub fn order_key(case: &CaseId, room: u32, scan: &ScanId) -> String {
+    format!("{}{scan}.json", orders_prefix(case, room))
 }
 
 /// The prefix of a scan's bundle: `cases/<case>/bundles/<scan>/`. `SHA256SUMS` and its signature are written last: a

@@ -15,7 +15,10 @@ mod time;
 
 pub use ids::{CaseId, InstanceId, InvalidId, ScanId, Sha256, SnapshotId, VolumeId};
 pub use keys::{bundle_prefix, event_key, events_prefix, order_key, orders_prefix};
-pub use order::{Destination, OrderedFile, OrderedVolume, ScanLimits, VolumeRole, WorkOrder};
+pub use order::{
+    Destination, OrderedFile, OrderedVolume, ScanLimits, VolumeRole, WorkOrder, first_room,
+    is_first_room,
+};
 pub use path::{EvidencePath, printable};
 pub use record::{
     Binary, BinaryKind, DigestIndicator, EntryKind, EntryState, Extent, ExtentDigest, FileRecord,

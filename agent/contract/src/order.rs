@@ -88,7 +88,19 @@ pub struct Destination {
     pub topic: Option<String>,
 }
 
-/// `cases/<case>/orders/<scan>.json`.
+/// What is absent where a case has one room only.
+#[must_use]
+pub const fn first_room() -> u32 {
+    1
+}
+
+/// Whether a number is that of a case's first room, or its only one.
+#[must_use]
+pub fn is_first_room(room: &u32) -> bool {
+    *room == first_room()
+}
+
+/// `cases/<case>/orders/<scan>.json`; of rooms but the first `cases/<case>/orders/room-<n>/<scan>.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkOrder {
     /// Schema version.
@@ -97,6 +109,9 @@ pub struct WorkOrder {
     pub case: CaseId,
     /// The instance that the evidence comes from.
     pub instance: InstanceId,
+    /// The room of the case that is to carry it out, from 1: a case of many volumes has several.
+    #[serde(default = "first_room", skip_serializing_if = "is_first_room")]
+    pub room: u32,
     /// The scan, which the bundle is named after.
     pub scan: ScanId,
     /// The volumes to expect, 1 to 24.

@@ -224,6 +224,7 @@ impl<'r> Agent<'r> {
             region: self.room.as_ref().map(|room| room.region.clone()),
             bucket: order.publish.bucket.clone(),
             case: order.case.clone(),
+            room: order.room,
             scan: order.scan.clone(),
             token: order.task_token.clone().filter(|_| waited_for),
         })
@@ -303,12 +304,12 @@ impl<'r> Agent<'r> {
         }
         let pause = (idle / 20).clamp(Duration::from_millis(200), Duration::from_secs(10));
         let until = Instant::now() + idle;
-        let mut after = order_key(&order.case, &order.scan);
+        let mut after = order_key(&order.case, order.room, &order.scan);
         let mut said = false;
         loop {
             match self.runtime.block_on(self.newer(order, &after)) {
                 Ok(Some(scan)) => {
-                    after = order_key(&order.case, &scan);
+                    after = order_key(&order.case, order.room, &scan);
                     if let Some(taken) = self.take(order, &scan)? {
                         return Ok(Some(taken));
                     }
@@ -329,7 +330,7 @@ impl<'r> Agent<'r> {
 
     /// The scan of the oldest order after this key.
     async fn newer(&self, order: &WorkOrder, after: &str) -> Result<Option<ScanId>, CloudError> {
-        let prefix = orders_prefix(&order.case);
+        let prefix = orders_prefix(&order.case, order.room);
         let store = self.aws.brief_store(&order.publish.bucket);
         let keys = store.list(&prefix, Some(after)).await?;
         let scan = |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse().ok();

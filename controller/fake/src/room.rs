@@ -13,7 +13,7 @@ use cleanroom_cloud::{Change, InstanceState, Made, Stack, StackEvent, StackState
 use cleanroom_contract::{
     CaseId, Coverage, EvidenceSource, InstanceId, OrderedFile, OrderedVolume, PublishedFile,
     Report, RoomEvent, RoomNews, Run, RunState, ScanId, Severity, SeverityCounts, Sha256, Summary,
-    VersionOne, VolumeId, WorkOrder, bundle_prefix, event_key, orders_prefix,
+    VersionOne, VolumeId, WorkOrder, bundle_prefix, event_key,
 };
 
 use crate::{
@@ -398,6 +398,13 @@ impl World {
         })
     }
 
+    /// Where a room looks for orders: where its first is, below the case's own or below `room-<n>/`.
+    fn orders_of(&self, name: &str) -> String {
+        let key = self.built.get(name).and_then(|b| b.stack.parameters.get("OrderKey"));
+        let prefix = key.and_then(|key| key.rsplit_once('/')).map(|(prefix, _)| prefix);
+        format!("{}/", prefix.unwrap_or_default())
+    }
+
     fn case_of(&self, name: &str) -> Option<CaseId> {
         self.built.get(name)?.stack.parameters.get("Case")?.parse().ok()
     }
@@ -407,7 +414,7 @@ impl World {
         if matches!(self.room.ends, RoomEnds::FallsSilent(after) if seq > after) {
             return;
         }
-        let key = cleanroom_contract::order_key(&case, scan);
+        let key = format!("{}{scan}.json", self.orders_of(name));
         let order =
             self.bucket.newest(&key).and_then(|b| serde_json::from_slice::<WorkOrder>(b).ok());
         let Some(order) = order else { return };
@@ -502,7 +509,7 @@ impl World {
     pub(crate) fn look_for_orders(&mut self, name: &str) {
         let Some(case) = self.case_of(name).filter(|_| self.stands(name)) else { return };
         let Some(built) = self.built.get(name) else { return };
-        let prefix = orders_prefix(&case);
+        let prefix = self.orders_of(name);
         let scan_of =
             |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok();
         let newest = built.scans.last().cloned();

@@ -13,11 +13,11 @@ pub(crate) struct Fetch {
     /// The case.
     pub case: CaseId,
 
-    /// The scan [default: the newest that was read back into the custody log].
+    /// The scan [default: the newest of each of the case's rooms that was read back into the custody log].
     #[arg(long, value_name = "SCAN")]
     pub scan: Option<ScanId>,
 
-    /// The folder [default: ./CASE-SCAN].
+    /// The folder; each bundle in its own, room-N, where the case has several rooms [default: ./CASE-SCAN].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }

@@ -17,6 +17,7 @@ use crate::{
         self, Asked, JournalError, Ledger,
         event::{Body, CustodyEvent},
     },
+    steps::clean_room::in_room,
 };
 
 /// How many logs are read at a time.
@@ -131,8 +132,8 @@ fn words(body: &Body) -> Option<String> {
         Body::Preserved { .. } => "preserved".to_owned(),
         Body::Entrusted { account, .. } => format!("handed to account {account}"),
         Body::Received { account, .. } => format!("received in account {account}"),
-        Body::Ordered { scan, .. } => format!("scan {scan} ordered"),
-        Body::Reported { scan, .. } => format!("scan {scan} reported"),
+        Body::Ordered { scan, room, .. } => format!("scan {scan} ordered{}", in_room(*room)),
+        Body::Reported { scan, room, .. } => format!("scan {scan} reported{}", in_room(*room)),
         Body::Refused { scan, .. } => format!("scan {scan} not relied on"),
         Body::TornDown { .. } => "clean room taken down".to_owned(),
         Body::Asked { .. } => "a person is asked".to_owned(),

@@ -36,13 +36,13 @@ const NAMED: usize = 10;
 /// store does not take, its log has faults and no reason was given, or the record can not be stored.
 pub async fn close(run: &Run, case: &CaseId, reason: Option<&str>) -> Result<String, FlowError> {
     let reason = reason.map(str::trim).filter(|reason| !reason.is_empty());
-    let (case, _, known) = find::open(run, case).await?;
+    let (case, ledger, known) = find::open(run, case).await?;
     let (id, store) = (&case.scene.case, &*case.store);
     if let Some(record) = closing(&events(store, id).await?) {
         let text = format!("case {id} was closed already: its record is {}", record.key);
         return Err(FlowError::Case(text));
     }
-    let unknown = no_room(&case).await?;
+    let unknown = no_room(&case, ledger.rooms()).await?;
     caught_up(&case).await?;
     let events = events(store, id).await?;
     if let Some(record) = closing(&events) {
@@ -80,15 +80,17 @@ pub async fn close(run: &Run, case: &CaseId, reason: Option<&str>) -> Result<Str
     Ok(text + &unknown + &lift_holds(store, id).await)
 }
 
-/// Refuses a case whose room stands: it would cost on, with copies of evidence that no case holds any more, and nobody would
+/// Refuses a case of which a room stands: it would cost on, with copies of evidence that no case holds any more, and nobody would
 /// look. Where that can not be read, that is no reason to keep a case open: what to look for is returned.
-async fn no_room(case: &Case) -> Result<String, FlowError> {
+async fn no_room(case: &Case, rooms: u32) -> Result<String, FlowError> {
     let id = &case.scene.case;
-    match again(|| standing::look(case)).await {
-        Ok(Some(room)) if room.stands => Err(FlowError::Case(format!(
-            "the clean room of {id} stands ({room}): take it down first, with cleanroom teardown {id}"
-        ))),
-        Ok(_) => Ok(String::new()),
+    match again(|| standing::look(case, rooms)).await {
+        Ok(rooms) => match rooms.iter().find(|room| room.stands) {
+            Some(room) => Err(FlowError::Case(format!(
+                "the clean room of {id} stands ({room}): take it down first, with cleanroom teardown {id}"
+            ))),
+            None => Ok(String::new()),
+        },
         Err(error) => Ok(format!(
             "\nWhether a clean room stands could not be read ({}): see what cleanroom teardown {id} would delete.\n",
             markdown::text(&error.to_string())

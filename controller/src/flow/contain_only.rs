@@ -179,7 +179,7 @@ async fn keep(run: &Run, known: &find::Known) -> Option<Watched> {
         instance: status.instance,
         open: status.found_open.len() + status.still_open.len(),
         drift: status.drift,
-        silent: status.scan.is_some_and(|scan| scan.silent),
+        silent: status.scans.iter().any(|scan| scan.silent),
         contained,
         unknown: status.unknown,
     })

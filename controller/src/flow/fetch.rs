@@ -184,9 +184,7 @@ async fn chosen(run: &Run, case: &CaseId, scan: Option<&ScanId>) -> Result<Chose
     let mut reports = Ledger::of(events.iter().map(|(event, _)| event)).reports;
     let newest = reports.last_key_value().map(|(scan, _)| scan.clone());
     let Some(scan) = scan.cloned().or(newest) else {
-        let failed = |source| FlowError::Cloud { what: format!("bundles of {case}"), source };
-        let unlogged = bundle::published(store, case).await.map_err(failed)?;
-        return Err(FetchError::None { case: case.clone(), unlogged });
+        return Err(none(run, case).await);
     };
     let examined = reports.remove(&scan);
     let read = bundle::sums(store, case, &scan).await;
@@ -203,6 +201,29 @@ async fn chosen(run: &Run, case: &CaseId, scan: Option<&ScanId>) -> Result<Chose
         }
     }
     Ok(Chosen { scan, sums, list, logged: examined })
+}
+
+/// The newest scan of each of the case's rooms that was read back, by the room.
+///
+/// # Errors
+/// When there is none, or no such case.
+pub async fn newest(run: &Run, case: &CaseId) -> Result<BTreeMap<u32, ScanId>, FetchError> {
+    find::case(&*run.cloud.store, &run.caller, case).await?;
+    let events = journal::read(&*run.cloud.store, case).await.map_err(FlowError::from)?;
+    let ledger = Ledger::of(events.iter().map(|(event, _)| event));
+    let newest = ledger.newest_reports();
+    if newest.is_empty() {
+        return Err(none(run, case).await);
+    }
+    Ok(newest.into_iter().map(|(room, (scan, _))| (room, scan.clone())).collect())
+}
+
+/// Nothing was read back.
+async fn none(run: &Run, case: &CaseId) -> FetchError {
+    match bundle::published(&*run.cloud.store, case).await {
+        Ok(unlogged) => FetchError::None { case: case.clone(), unlogged },
+        Err(source) => FlowError::Cloud { what: format!("bundles of {case}"), source }.into(),
+    }
 }
 
 /// The report of a scan, the newest that was read back where none is named; and whether the custody log has it.

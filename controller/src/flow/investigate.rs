@@ -7,13 +7,14 @@ mod evidence;
 mod launch;
 mod read_back;
 
-use cleanroom_contract::{ScanId, Severity, Summary, bundle_prefix};
+use cleanroom_contract::{ScanId, Severity, Summary, bundle_prefix, is_first_room};
+use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 
-pub(super) use self::evidence::Which;
 use self::evidence::{Coverage, Scanned};
+pub(super) use self::evidence::{Which, groups};
 use crate::{
-    case::{Case, OWN_VPC, Shortfall, Step},
+    case::{Case, OWN_VPC, Shortfall, Step, lock},
     engine::again,
     journal::Ledger,
     steps::{
@@ -33,12 +34,22 @@ use crate::{
 /// A report that was read back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reported {
+    /// The room of the case that it is from.
+    #[serde(skip_serializing_if = "is_first_room")]
+    pub room: u32,
     /// The scan.
     pub scan: ScanId,
     /// Where its bundle is.
     pub bundle: String,
     /// What came of it.
     pub summary: Summary,
+}
+
+impl Reported {
+    fn of(case: &Case, scan: &ScanId, summary: &Summary) -> Self {
+        let (scan, bundle) = (scan.clone(), at(case, scan));
+        Self { room: case.scene.room, scan, bundle, summary: summary.clone() }
+    }
 }
 
 /// What a person does about most of what goes wrong.
@@ -57,20 +68,36 @@ fn at(case: &Case, scan: &ScanId) -> String {
     format!("s3://{}/{}", case.store.bucket(), bundle_prefix(&case.scene.case, scan))
 }
 
-/// Has the case's snapshots examined, and reads back what came of it.
-pub(super) async fn investigate(case: &Case) -> Option<Reported> {
+/// How many rooms of one case are worked at side by side, as in the state machine: a network of one's own is scarce.
+const ROOMS_AT_ONCE: usize = 2;
+
+/// Has the case's snapshots examined, in as many rooms as they need, and reads back what came of it.
+pub(super) async fn investigate(case: &Case) -> Vec<Reported> {
     let instance = &case.scene.instance;
     case.progress.began(instance, Step::CleanRoom, "report");
     let reported = match forensic::ready(case, false).await {
-        Some(room) => Box::pin(work(&room)).await,
-        None => None,
+        Some(room) => in_each(&room, |room| async move { work(&room).await }).await,
+        None => Vec::new(),
     };
     case.progress.ended(instance, Step::CleanRoom, "report");
-    reported
+    reported.into_iter().flatten().collect()
+}
+
+/// Works in each of the case's rooms, at a few of them at a time.
+pub(super) async fn in_each<F: Future>(case: &Case, work: impl Fn(Case) -> F) -> Vec<F::Output> {
+    let rooms = case.journal.ledger().await.rooms();
+    let all: Vec<_> = (1..=rooms).map(|n| Box::pin(work(case.in_room(n)))).collect();
+    stream::iter(all).buffered(ROOMS_AT_ONCE).collect().await
+}
+
+/// Has what is examined in one room examined there, and reads back what came of it.
+pub(super) async fn investigate_here(case: &Case) -> Option<Reported> {
+    let room = forensic::ready(case, false).await?;
+    Box::pin(work(&room)).await
 }
 
 async fn work(case: &Case) -> Option<Reported> {
-    let newest = match order::newest(&*case.store, &case.scene.case).await {
+    let newest = match order::newest(&*case.store, &case.scene.case, case.scene.room).await {
         Ok(newest) => newest,
         Err(why) => {
             short(case, format!("the work orders could not be read: {why}"), AGAIN);
@@ -95,7 +122,7 @@ async fn work(case: &Case) -> Option<Reported> {
 
 /// Goes on with the newest order, and writes no other: where nothing comes of it any more, that is short.
 pub(super) async fn go_on_with_newest(case: &Case) -> Option<Reported> {
-    let ordered = match order::newest(&*case.store, &case.scene.case).await {
+    let ordered = match order::newest(&*case.store, &case.scene.case, case.scene.room).await {
         Ok(Some(ordered)) => ordered,
         Ok(None) => return None,
         Err(why) => {
@@ -105,8 +132,7 @@ pub(super) async fn go_on_with_newest(case: &Case) -> Option<Reported> {
     };
     let scan = &ordered.order.scan;
     if let Some(examined) = case.journal.ledger().await.reports.get(scan) {
-        let summary = examined.summary.clone();
-        return Some(Reported { scan: scan.clone(), bundle: at(case, scan), summary });
+        return Some(Reported::of(case, scan, &examined.summary));
     }
     match pending(case, &ordered).await {
         Pending::Over(why) => {
@@ -198,14 +224,14 @@ pub(super) async fn carry_on(case: &Case, ordered: Ordered, how: Pending) -> Opt
 /// Goes on from what the log has. What no scan has examined is ordered: all of it where the newest order came to nothing, else
 /// what no order has named yet, unless a room stands that lacks it and that people may be using.
 async fn go_on(case: &Case, ledger: &Ledger, came_to_nothing: bool) -> Option<Reported> {
-    let Some((scan, examined)) = ledger.reports.last_key_value() else {
+    let newest = ledger.newest_reports().remove(&case.scene.room);
+    let Some((scan, examined)) = newest else {
         // Whether there can be a room at all comes before an order that nobody would carry out.
         launch::fittings_there(case).await?;
         let ordered = place(case, Which::Rest).await?;
         return examine(case, ordered).await;
     };
-    let summary = examined.summary.clone();
-    let known = Reported { scan: scan.clone(), bundle: at(case, scan), summary };
+    let known = Reported::of(case, scan, &examined.summary);
     let coverage = match Coverage::read(case).await {
         Ok(coverage) => coverage,
         Err(why) => {
@@ -239,6 +265,20 @@ pub(super) async fn outstanding(case: &Case) -> Option<u64> {
             None
         }
     }
+}
+
+/// Makes short what rooms were to report and did not, where nobody has said so yet: a step that would have may never have come to
+/// its end.
+pub(super) async fn unread(case: &Case) {
+    let said = lock(&case.shortfalls).iter().any(|short| short.step == Step::CleanRoom);
+    let ledger = case.journal.ledger().await;
+    let reported = ledger.newest_reports();
+    let missing: Vec<_> = (1..=ledger.rooms()).filter(|n| !reported.contains_key(n)).collect();
+    let expected = case.does(Step::CleanRoom) && ledger.preserved_at.is_some();
+    if said || missing.is_empty() || !expected || launch::fittings_there(case).await.is_none() {
+        return;
+    }
+    short(case, format!("no report of room {} was read back", join(&missing)), AGAIN);
 }
 
 /// That nobody knows whether all was examined is short: a case is never whole by default.
@@ -298,7 +338,7 @@ pub(super) async fn examine(case: &Case, ordered: Ordered) -> Option<Reported> {
 /// What became of the room that says nothing, as the end of a sentence.
 async fn still_there(case: &Case) -> String {
     let scene = &case.scene;
-    match scene.inventory.find_stack(&stack_name(&scene.case)).await {
+    match scene.inventory.find_stack(&stack_name(&scene.case, scene.room)).await {
         Ok(None) => "; its stack is gone".to_owned(),
         Ok(Some(stack)) => match clean_room::over(scene, &stack).await {
             Ok(Some(over)) => format!("; {over}"),

@@ -176,6 +176,7 @@ async fn claim(run: &Run, request: &Request) -> Result<(Journal, Opening), FlowE
 pub(super) fn case(run: &Run, journal: Arc<Journal>, original: Original, ledger: &Ledger) -> Case {
     Case {
         scene: Scene {
+            room: 1,
             inventory: run.cloud.inventory.clone(),
             home: None,
             forensic: run.forensic.as_ref().map(|account| account.view.clone()),

@@ -123,6 +123,7 @@ fn scene(run: &Run, case: CaseId, original: Original, ledger: &Ledger) -> Scene 
         home: None,
         forensic: run.forensic.as_ref().map(|account| account.view.clone()),
         case,
+        room: 1,
         instance: original.instance.id.clone(),
         original: std::sync::Arc::new(original),
         done: std::sync::Arc::new(ledger.changes()),
@@ -314,24 +315,30 @@ async fn room(plan: &mut Plan, run: &Run, scene: &Scene) {
     let template = crate::journal::digest(room.template.as_bytes());
     let key = artifacts::key("templates", &template, "clean-room.yaml");
     let bucket = store.bucket();
-    let orders = cleanroom_contract::orders_prefix(&scene.case);
     let place = match &scene.forensic {
         Some(forensic) => format!(" in account {}", forensic.account),
         None => String::new(),
     };
-    for (resource, what) in [
-        (format!("{bucket}/{orders}"), format!("order a scan of the snapshots with {files}")),
-        (
-            clean_room::stack_name(&scene.case),
-            format!(
-                "create the stack{place} from {key}, with agent {} and a volume for each snapshot",
-                agent.key
-            ),
-        ),
-    ] {
-        let operation =
-            if what.starts_with("order") { "s3:PutObject" } else { "cloudformation:CreateStack" };
+    let volumes = scene.original.instance.volumes.len();
+    let mut push = |operation, resource, what| {
         plan.entries.push(Entry { step: Step::CleanRoom, operation, resource, what, change: None });
+    };
+    for (n, first) in (1..).zip((0..volumes).step_by(clean_room::MOST_VOLUMES)) {
+        let of = match volumes.min(first + clean_room::MOST_VOLUMES) {
+            to if to - first == volumes => "the snapshots".to_owned(),
+            to => format!("{} of the {volumes} snapshots", to - first),
+        };
+        let orders = cleanroom_contract::orders_prefix(&scene.case, n);
+        push(
+            "s3:PutObject",
+            format!("{bucket}/{orders}"),
+            format!("order a scan of {of} with {files}"),
+        );
+        let what = format!(
+            "create the stack{place} from {key}, with agent {} and a volume for each snapshot",
+            agent.key
+        );
+        push("cloudformation:CreateStack", clean_room::stack_name(&scene.case, n), what);
     }
 }
 

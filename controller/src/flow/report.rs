@@ -31,6 +31,9 @@ pub struct Report {
     pub preserved_seconds: Option<f64>,
     /// The report on its disks, where there is one.
     pub reported: Option<Reported>,
+    /// Those of the case's other rooms, where one does not take all of its volumes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Reported>,
     /// Interfaces whose tracked flows were dropped.
     pub flushed: Vec<String>,
     /// The snapshots that are the evidence.
@@ -45,16 +48,17 @@ pub struct Report {
     pub steps: Vec<Step>,
 }
 
-/// How far a response came: the seconds until it was contained, and preserved, and the report.
+/// How far a response came: the seconds until it was contained, and preserved, and the reports.
 pub(super) struct Came {
     pub(super) contained: Option<f64>,
     pub(super) preserved: Option<f64>,
-    pub(super) reported: Option<Reported>,
+    pub(super) reported: Vec<Reported>,
 }
 
 impl Report {
     pub(super) async fn of(case: &Case, how: &Opening, came: Came, waiting: usize) -> Self {
         let Came { contained, preserved, reported } = came;
+        let mut reported = reported.into_iter();
         let ledger = case.journal.ledger().await;
         let mut shortfalls = lock(&case.shortfalls).clone();
         shortfalls.sort_by_key(|s| s.step);
@@ -67,7 +71,8 @@ impl Report {
             contained_seconds: contained,
             preserved: preserved.is_some(),
             preserved_seconds: preserved,
-            reported,
+            reported: reported.next(),
+            others: reported.collect(),
             flushed: ledger.flushed.into_iter().collect(),
             snapshots: ledger.snapshots,
             shortfalls,

@@ -30,17 +30,33 @@ pub struct Rescanned {
     pub scan: Option<ScanId>,
     /// What came of it; none where that is not known yet, or nothing did.
     pub reported: Option<Reported>,
+    /// The same of the case's other rooms, where one does not take all of its volumes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Other>,
     /// What is not done.
     pub shortfalls: Vec<Shortfall>,
     /// What a person should know.
     pub notes: Vec<String>,
 }
 
+/// What a rescan came to in another room than the first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Other {
+    /// Which room.
+    pub room: u32,
+    /// The scan that was ordered; none where it could not be.
+    pub scan: Option<ScanId>,
+    /// What came of it; none where that is not known yet, or nothing did.
+    pub reported: Option<Reported>,
+}
+
 impl Rescanned {
     /// Whether all that was ordered was examined.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.reported.is_some() && self.shortfalls.is_empty()
+        self.reported.is_some()
+            && self.others.iter().all(|other| other.reported.is_some())
+            && self.shortfalls.is_empty()
     }
 }
 
@@ -51,15 +67,19 @@ impl Rescanned {
 /// When there is no such case, or its log can not be read.
 pub async fn rescan(run: &Run, id: &CaseId) -> Result<Rescanned, FlowError> {
     let (case, _, _) = find::open(run, id).await?;
-    let (scan, reported) = match forensic::ready(&case, true).await {
-        Some(room) => Box::pin(order_and_examine(&room)).await,
-        None => (None, None),
-    };
+    let work = |room: Case| async move { (room.scene.room, order_and_examine(&room).await) };
+    let mut rooms = match forensic::ready(&case, true).await {
+        Some(room) => investigate::in_each(&room, work).await,
+        None => Vec::new(),
+    }
+    .into_iter();
+    let (scan, reported) = rooms.next().map(|(_, first)| first).unwrap_or_default();
+    let others = rooms.map(|(room, (scan, reported))| Other { room, scan, reported }).collect();
     note_short(&case).await;
     case.journal.catch_up().await;
     let shortfalls = lock(&case.shortfalls).clone();
     let notes = lock(&case.notes).clone();
-    Ok(Rescanned { case: id.clone(), scan, reported, shortfalls, notes })
+    Ok(Rescanned { case: id.clone(), scan, reported, others, shortfalls, notes })
 }
 
 /// Logs what is short of the clean room now, where that has changed. What the response lacks besides is not for this to say.
@@ -89,9 +109,10 @@ async fn order_and_examine(case: &Case) -> (Option<ScanId>, Option<Reported>) {
     }
 }
 
-/// The newest order, where it asks for the same files and something may still come of it.
+/// The room's newest order, where it asks for the same files and something may still come of it.
 async fn under_way(case: &Case) -> Option<(Ordered, Pending)> {
-    let ordered = order::newest(&*case.store, &case.scene.case).await.ok().flatten()?;
+    let ordered =
+        order::newest(&*case.store, &case.scene.case, case.scene.room).await.ok().flatten()?;
     let (room, order) = (&case.scene.policy.room, &ordered.order);
     // What can not be read now is said by whoever writes the order.
     let sought = artifacts::sought(&*case.store, room).await.ok()?;

@@ -26,7 +26,10 @@ use crate::{
     journal::{Journal, Ledger, Spool, Writer, digest, error_chain, event::Body},
     original::Original,
     progress::Event,
-    steps::{detach, isolate, notify, notify::Milestone, protect, record, snapshot, tag, verify},
+    steps::{
+        clean_room::in_room, detach, isolate, notify, notify::Milestone, protect, record, snapshot,
+        tag, verify,
+    },
 };
 
 /// The most of an original state that `open` answers with, in bytes of JSON.
@@ -49,6 +52,7 @@ pub async fn perform(run: &Run, ask: &Ask) -> Result<Value, Failed> {
         "report" if is_refused(ask) => report::refused(run, ask).await,
         step => {
             let (mut case, how) = load(run, ask).await?;
+            case.scene.room = room(ask);
             case.bounds.wait = Some(match step {
                 "isolate" | "flush" | "revoke" | "detach" | "protect" => CUTTING,
                 _ => LOOKING,
@@ -273,7 +277,7 @@ async fn work(case: &mut Case, run: &Run, ask: &Ask) -> Result<Value, Failed> {
             json!({})
         }
         "preserve" => preserve::preserve(case, run, ask).await,
-        "order" => preserve::order(case, ask).await,
+        "order" => preserve::order(case).await,
         "clean_room" => {
             let token = token(ask)?.to_owned();
             preserve::clean_room(case, token).await?
@@ -282,6 +286,12 @@ async fn work(case: &mut Case, run: &Run, ask: &Ask) -> Result<Value, Failed> {
         "report" => report::report(case, run, ask).await,
         other => return Err(never(format!("there is no step {other:?}"))),
     })
+}
+
+/// Which of the case's rooms a step is about.
+fn room(ask: &Ask) -> u32 {
+    let n = ask.group["n"].as_u64().and_then(|n| u32::try_from(n).ok());
+    n.unwrap_or(1).max(1)
 }
 
 fn token(ask: &Ask) -> Result<&str, Failed> {
@@ -318,9 +328,11 @@ pub(super) async fn end(case: &Case, ask: &Ask, facts: Value) -> Value {
     if ask.step != "report" {
         let shortfalls = lock(&case.shortfalls).clone();
         facts.insert("short".to_owned(), json!(shortfalls.len()));
-        let known = case.journal.ledger().await.short_parts.remove(&ask.step).unwrap_or_default();
+        // What one room lacks is not for another to say.
+        let part = format!("{}{}", ask.step, in_room(case.scene.room));
+        let known = case.journal.ledger().await.short_parts.remove(&part).unwrap_or_default();
         if known != shortfalls {
-            let body = Body::Short { shortfalls, part: Some(ask.step.clone()) };
+            let body = Body::Short { shortfalls, part: Some(part) };
             case.journal.append(None, body).await;
         }
     }

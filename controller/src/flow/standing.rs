@@ -1,4 +1,4 @@
-//! The clean room that stands for a case, and about what it costs: nobody is to forget one.
+//! The clean rooms that stand for a case, and about what they cost: nobody is to forget one.
 //!
 //! Looks only. Prices are list prices of us-east-1 in US dollars; what is not in them (requests, traffic, the DNS firewall) is
 //! negligible beside them.
@@ -9,7 +9,7 @@ use cleanroom_cloud::{ErrorKind, InstanceState, Result, Stack, StackState};
 use cleanroom_contract::{InstanceId, Timestamp, VolumeId};
 use serde::Serialize;
 
-use crate::{case::Case, steps::clean_room::stack_name};
+use crate::{case::Case, steps::clean_room};
 
 /// Hours of a month, as AWS counts them.
 const HOURS: f64 = 730.0;
@@ -72,18 +72,23 @@ pub(super) fn copies(stack: &Stack) -> Vec<VolumeId> {
     stack.outputs.iter().filter_map(of).collect()
 }
 
-/// The case's room; none where there is no stack of its name, or that is another case's.
+/// The case's rooms, as many as it may have; none of those of which there is no stack of the name, or that is another case's.
 ///
 /// # Errors
 /// When the cloud does not say.
-pub(super) async fn look(case: &Case) -> Result<Option<Standing>> {
-    let (scene, inventory) = (&case.scene, &case.scene.inventory);
-    let Some(stack) = inventory.find_stack(&stack_name(&scene.case)).await? else {
-        return Ok(None);
-    };
-    if stack.tags.get("cleanroom:case").map(String::as_str) != Some(scene.case.as_str()) {
-        return Ok(None);
+pub(super) async fn look(case: &Case, rooms: u32) -> Result<Vec<Standing>> {
+    let stacks = clean_room::stacks(&case.scene.inventory, &case.scene.case, rooms).await?;
+    let mut all = Vec::new();
+    for (_, stack) in stacks {
+        if clean_room::is_ours(&case.scene, &stack) {
+            all.push(look_at(case, stack).await?);
+        }
     }
+    Ok(all)
+}
+
+async fn look_at(case: &Case, stack: Stack) -> Result<Standing> {
+    let inventory = &case.scene.inventory;
     let stands =
         !matches!(stack.state, StackState::Failed | StackState::RollingBack | StackState::Deleting);
     let instance = stack.outputs.get("Instance").and_then(|id| id.parse::<InstanceId>().ok());
@@ -103,15 +108,7 @@ pub(super) async fn look(case: &Case) -> Result<Option<Standing>> {
     let gib: Vec<_> = copies.iter().map(|copy| copy.size).collect();
     let dollars_an_hour = if stands { decide_price(&stack.parameters, &gib, runs) } else { 0.0 };
     let (status, since) = (stack.status, stack.created);
-    Ok(Some(Standing {
-        stack: stack.name,
-        status,
-        stands,
-        instance,
-        state,
-        since,
-        dollars_an_hour,
-    }))
+    Ok(Standing { stack: stack.name, status, stands, instance, state, since, dollars_an_hour })
 }
 
 /// About what a room costs an hour, by its stack's parameters and the GiB of its copies.

@@ -2,7 +2,7 @@
 //!
 //! Changes one thing only: an interface that an ended run left open is closed, since that waits for nobody.
 
-use cleanroom_contract::{CaseId, InstanceId, ScanId, Timestamp};
+use cleanroom_contract::{CaseId, InstanceId, ScanId, Timestamp, is_first_room};
 use serde::Serialize;
 
 use super::{
@@ -73,15 +73,18 @@ pub struct Status {
     /// What another account may see or has of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub elsewhere: Vec<String>,
-    /// The newest scan of them.
-    pub scan: Option<Scan>,
-    /// The clean room, as long as there is any of it.
-    pub room: Option<Standing>,
+    /// The newest scan of them in each of the case's rooms.
+    pub scans: Vec<Scan>,
+    /// The clean rooms, as long as there is any of them.
+    pub rooms: Vec<Standing>,
 }
 
 /// How a scan stands.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Scan {
+    /// The room of the case that is to carry it out.
+    #[serde(skip_serializing_if = "is_first_room")]
+    pub room: u32,
     /// Its id.
     pub scan: ScanId,
     /// Whether its bundle was read back and is in the log.
@@ -96,14 +99,14 @@ pub struct Scan {
     pub untold: Option<String>,
 }
 
-/// The newest scan: by the log where it was reported, else by what its room told last.
-async fn scan(case: &Case, ledger: &Ledger) -> Result<Option<Scan>, String> {
-    let Some(scan) = ledger.orders.keys().next_back().cloned() else { return Ok(None) };
+/// How a scan stands: by the log where it was reported, else by what its room told last.
+async fn scan(case: &Case, ledger: &Ledger, (room, scan): (u32, &ScanId)) -> Result<Scan, String> {
+    let scan = scan.clone();
     if let Some(examined) = ledger.reports.get(&scan) {
         let told = Some((examined.at, investigate::counted(&examined.summary)));
         let untold = watch::untold(&*case.store, (&case.scene.case, &scan)).await;
         let untold = untold.map_err(|error| error.to_string())?;
-        return Ok(Some(Scan { scan, reported: true, refused: None, told, silent: false, untold }));
+        return Ok(Scan { room, scan, reported: true, refused: None, told, silent: false, untold });
     }
     let refused = ledger.refused.get(&scan).cloned();
     let newest = watch::newest(&*case.store, (&case.scene.case, &scan)).await;
@@ -112,7 +115,7 @@ async fn scan(case: &Case, ledger: &Ledger) -> Result<Option<Scan>, String> {
     let quiet = told.as_ref().map(|(at, _)| case.journal.now().seconds.saturating_sub(at.seconds));
     let silent = quiet.is_some_and(|s| s >= case.bounds.silence.as_secs().cast_signed());
     let silent = refused.is_none() && silent;
-    Ok(Some(Scan { scan, reported: false, refused, told, silent, untold: None }))
+    Ok(Scan { room, scan, reported: false, refused, told, silent, untold: None })
 }
 
 /// What keeps an instance contained: looked at again.
@@ -179,17 +182,19 @@ pub async fn of(run: &Run, known: &find::Known) -> Result<Status, FlowError> {
         preserved_at: ledger.preserved_at,
         snapshots: ledger.snapshots.clone(),
         elsewhere: forensic::stays(&ledger),
-        scan: None,
-        room: None,
+        scans: Vec::new(),
+        rooms: Vec::new(),
     };
-    match scan(&case, &ledger).await {
-        Ok(scan) => status.scan = scan,
-        Err(why) => status.unknown.push(format!("how the scan stands: {why}")),
+    for (room, newest) in ledger.newest_orders() {
+        match scan(&case, &ledger, (room, newest)).await {
+            Ok(scan) => status.scans.push(scan),
+            Err(why) => status.unknown.push(format!("how scan {newest} stands: {why}")),
+        }
     }
     // Who ordered nothing has no room. One outlives its case: it is told of whatever became of that.
     if !ledger.orders.is_empty() {
-        match standing::look(&case).await {
-            Ok(room) => status.room = room,
+        match standing::look(&case, ledger.rooms()).await {
+            Ok(rooms) => status.rooms = rooms,
             Err(error) => status.unknown.push(format!("whether a clean room stands: {error}")),
         }
     }

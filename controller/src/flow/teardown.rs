@@ -1,11 +1,12 @@
-//! Takes a case's clean room down: the stack and the volumes that it made, and nothing else, ever.
+//! Takes a case's clean rooms down: the stacks and the volumes that they made, and nothing else, ever.
 //!
 //! Snapshots, records, bundles and the custody log stay. What stays is listed, with what it costs a month.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use cleanroom_cloud::{Change, Stack, StackState};
 use cleanroom_contract::CaseId;
+use futures_util::future::join_all;
 use serde::Serialize;
 
 use super::{FlowError, find, standing::copies};
@@ -14,7 +15,7 @@ use crate::{
     engine::{Direction, ensure},
     journal::{Ledger, event::Body},
     steps::{
-        clean_room::{Remove, order, stack_name},
+        clean_room::{self, Remove, order, stack_name},
         forensic,
     },
 };
@@ -62,8 +63,10 @@ impl fmt::Display for Left {
 #[derive(Debug)]
 pub struct Proposal {
     case: Case,
-    stack: Option<Stack>,
-    /// What will be deleted, one line each; nothing where the room is gone already.
+    /// How many rooms the case may have, and the stacks that there are of them, by the room.
+    rooms: u32,
+    stacks: BTreeMap<u32, Stack>,
+    /// What will be deleted, one line each; nothing where all rooms are gone already.
     pub removes: Vec<String>,
     /// What stays.
     pub left: Vec<Left>,
@@ -76,7 +79,7 @@ pub struct Proposal {
 pub struct TornDown {
     /// The case.
     pub case: CaseId,
-    /// Whether nothing of the room is left.
+    /// Whether nothing of the rooms is left.
     pub whole: bool,
     /// What stays.
     pub left: Vec<Left>,
@@ -93,28 +96,29 @@ pub struct TornDown {
 pub async fn propose(run: &Run, id: &CaseId) -> Result<Proposal, FlowError> {
     let (case, ledger, _) = find::open(run, id).await?;
     let case = where_the_room_is(case, &ledger)?;
-    let name = stack_name(id);
+    let name = stack_name(id, 1);
     let failed = |source| FlowError::Cloud { what: format!("the stack {name}"), source };
-    let stack = case.scene.inventory.find_stack(&name).await.map_err(failed)?;
-    let mut removes = Vec::new();
-    if let Some(stack) = &stack {
+    let rooms = ledger.rooms();
+    let stacks = clean_room::stacks(&case.scene.inventory, id, rooms).await.map_err(failed)?;
+    let stacks: BTreeMap<_, _> = stacks.into_iter().collect();
+    let (mut removes, mut notes) = (Vec::new(), Vec::new());
+    for (room, stack) in &stacks {
         removes.push(format!("the stack {}, {}", stack.name, stack.status));
         let instance = stack.outputs.get("Instance");
         removes.extend(instance.map(|id| format!("the room's instance {id}")));
         removes.extend(copies(stack).into_iter().map(|id| format!("{id}, a copy of evidence")));
-    }
-    let mut notes = Vec::new();
-    if let (Some(_), Ok(Some(ordered))) = (&stack, order::newest(&*case.store, id).await)
-        && !ledger.reports.contains_key(&ordered.order.scan)
-    {
-        notes.push(format!(
-            "scan {} has no report yet: without its room it gets none (respond makes another)",
-            ordered.order.scan
-        ));
+        if let Ok(Some(ordered)) = order::newest(&*case.store, id, *room).await
+            && !ledger.reports.contains_key(&ordered.order.scan)
+        {
+            notes.push(format!(
+                "scan {} has no report yet: without its room it gets none (respond makes another)",
+                ordered.order.scan
+            ));
+        }
     }
     notes.extend(forensic::stays(&ledger));
     let left = left(&case, &ledger).await?;
-    Ok(Proposal { case, stack, removes, left, notes })
+    Ok(Proposal { case, rooms, stacks, removes, left, notes })
 }
 
 /// The case as it is worked at where its room is. A case that was never handed to the forensic account has it in the
@@ -162,12 +166,24 @@ pub(super) async fn left(case: &Case, ledger: &Ledger) -> Result<Vec<Left>, Flow
     Ok(left)
 }
 
-/// Takes the room down and reads back that it is gone. Twice is as good as once.
+/// Takes the rooms down and reads back that they are gone. Twice is as good as once.
 ///
 /// # Errors
 /// When what is left can not be read.
 pub async fn carry_out(proposal: Proposal) -> Result<TornDown, FlowError> {
-    let Proposal { case, stack, left, notes, .. } = proposal;
+    let Proposal { case, rooms, mut stacks, left, notes, .. } = proposal;
+    let removing = (1..=rooms).map(|n| remove(case.in_room(n), stacks.remove(&n), &left));
+    let removing: Vec<_> = removing.collect();
+    let whole = join_all(removing).await.into_iter().all(|whole| whole);
+    case.journal.catch_up().await;
+    let shortfalls = lock(&case.shortfalls).clone();
+    let mut notes = notes;
+    notes.extend(lock(&case.notes).iter().cloned());
+    Ok(TornDown { case: case.scene.case.clone(), whole, left, shortfalls, notes })
+}
+
+/// Takes one room down. Whether nothing of it is left.
+async fn remove(case: Case, stack: Option<Stack>, left: &[Left]) -> bool {
     let mut whole = ensure(&case, &Remove, Direction::Respond).await.whole;
     if let Some(stack) = stack.filter(|stack| whole && stack.state != StackState::Deleting) {
         let copies = copies(&stack);
@@ -193,9 +209,5 @@ pub async fn carry_out(proposal: Proposal) -> Result<TornDown, FlowError> {
         let body = Body::TornDown { stack: stack.id, left };
         case.journal.append(Some(Step::CleanRoom), body).await;
     }
-    case.journal.catch_up().await;
-    let shortfalls = lock(&case.shortfalls).clone();
-    let mut notes = notes;
-    notes.extend(lock(&case.notes).iter().cloned());
-    Ok(TornDown { case: case.scene.case.clone(), whole, left, shortfalls, notes })
+    whole
 }

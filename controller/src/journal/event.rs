@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use cleanroom_cloud::{AccountId, Change, Made};
-use cleanroom_contract::{CaseId, InstanceId, ScanId, Sha256, Summary, Timestamp, VolumeId};
+use cleanroom_contract::{
+    CaseId, InstanceId, ScanId, Sha256, Summary, Timestamp, VolumeId, first_room, is_first_room,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -85,14 +87,21 @@ pub enum Body {
     Closed { record: Exhibit },
     /// Entries that were appended at the same time, by goals that are worked at side by side. Never nested.
     Several { entries: Vec<Entry> },
-    /// A work order for a clean room was written.
-    Ordered { scan: ScanId, order: Exhibit },
+    /// A work order for a clean room was written: for which of the case's.
+    Ordered {
+        scan: ScanId,
+        #[serde(default = "first_room", skip_serializing_if = "is_first_room")]
+        room: u32,
+        order: Exhibit,
+    },
     /// A clean room's bundle was read back: it is what the room said, whole.
     Reported {
         scan: ScanId,
+        #[serde(default = "first_room", skip_serializing_if = "is_first_room")]
+        room: u32,
         exhibits: Vec<Exhibit>,
         summary: Box<Summary>,
-        /// Volumes that this scan was to examine and did not, and those that no scan of the case has examined.
+        /// Volumes that this scan was to examine and did not, and those of its room that no scan has examined.
         missing: Vec<VolumeId>,
     },
     /// A clean room's bundle was read back, and is not what it says of itself: nothing of it is relied on. The scan is over.

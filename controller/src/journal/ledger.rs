@@ -12,7 +12,7 @@ use crate::{
     case::{Shortfall, Step},
     flow::approval::Decision,
     original::Original,
-    steps::revoke::not_cut::Survivor,
+    steps::{clean_room::MOST_VOLUMES, revoke::not_cut::Survivor},
 };
 
 /// A scan whose bundle was read back.
@@ -20,11 +20,13 @@ use crate::{
 pub struct Examined {
     /// When it was read back.
     pub at: Timestamp,
+    /// Which of the case's rooms it is from.
+    pub room: u32,
     /// The bundle's files.
     pub exhibits: Vec<Exhibit>,
     /// What came of it.
     pub summary: Summary,
-    /// Volumes that it was to examine and did not, and those that no scan had examined by then.
+    /// Volumes that it was to examine and did not, and those of its room that no scan had examined by then.
     pub missing: Vec<VolumeId>,
 }
 
@@ -97,8 +99,8 @@ pub struct Ledger {
     pub preserved_at: Option<Timestamp>,
     /// The snapshots that are the evidence.
     pub snapshots: Vec<String>,
-    /// Work orders for clean rooms.
-    pub orders: BTreeMap<ScanId, Exhibit>,
+    /// Scans that were ordered, and in which of the case's rooms.
+    pub orders: BTreeMap<ScanId, u32>,
     /// The forensic account that the evidence was handed to last, and the role that was acted in there.
     pub entrusted: Option<(AccountId, String)>,
     /// Copies in the forensic account, by the snapshot that each was made from.
@@ -143,6 +145,27 @@ impl Ledger {
     #[must_use]
     pub fn is_over(&self, scan: &ScanId) -> bool {
         self.reports.contains_key(scan) || self.refused.contains_key(scan)
+    }
+
+    /// How many rooms the case has, or is to have: as many as its volumes need, and as any was ordered for.
+    #[must_use]
+    pub fn rooms(&self) -> u32 {
+        let volumes = self.original.as_ref().map_or(0, |o| o.instance.volumes.len());
+        let needed = volumes.max(self.snapshots.len()).div_ceil(MOST_VOLUMES);
+        let ordered = self.orders.values().max().copied().unwrap_or(1);
+        u32::try_from(needed).unwrap_or(u32::MAX).max(ordered)
+    }
+
+    /// The newest scan of each room that was read back, by the room.
+    #[must_use]
+    pub fn newest_reports(&self) -> BTreeMap<u32, (&ScanId, &Examined)> {
+        self.reports.iter().map(|(scan, report)| (report.room, (scan, report))).collect()
+    }
+
+    /// The newest scan that was ordered in each room, by the room.
+    #[must_use]
+    pub fn newest_orders(&self) -> BTreeMap<u32, &ScanId> {
+        self.orders.iter().map(|(scan, room)| (*room, scan)).collect()
     }
 
     /// What a whole run says holds until the next; what a part says, until that part or a whole run says otherwise.
@@ -216,14 +239,15 @@ impl Ledger {
             Body::Notified { milestone, .. } => {
                 self.notified.insert(milestone.clone());
             }
-            Body::Ordered { scan, order } => {
-                self.orders.insert(scan.clone(), order.clone());
+            Body::Ordered { scan, room, .. } => {
+                self.orders.insert(scan.clone(), *room);
             }
-            Body::Reported { scan, exhibits, summary, missing } => {
+            Body::Reported { scan, room, exhibits, summary, missing } => {
                 let (exhibits, missing) = (exhibits.clone(), missing.clone());
                 let summary = (**summary).clone();
                 self.reports.entry(scan.clone()).or_insert(Examined {
                     at,
+                    room: *room,
                     exhibits,
                     summary,
                     missing,

@@ -75,6 +75,11 @@ pub(crate) fn statuses(all: &[Status], palette: Palette, width: usize) -> String
     out
 }
 
+/// Which of a case's rooms, where it is not the first: most cases have no other.
+pub(super) fn of_room(room: u32) -> String {
+    if room > 1 { format!(" (room {room})") } else { String::new() }
+}
+
 fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
     let mut lines = String::new();
     let mut line = |name: &str, text: &str| lines.push_str(&field(name, &printable(text), width));
@@ -100,14 +105,14 @@ fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
             }
         }
     }
-    if let Some(scan) = &status.scan {
+    for scan in &status.scans {
         let told = match (&scan.refused, &scan.told) {
             (Some(why), _) => format!("its bundle is not relied on: {why}"),
             (None, Some((at, what))) => format!("{what} ({})", time(*at)),
             (None, None) => "ordered; its room has told nothing yet".to_owned(),
         };
         let name = if scan.reported { "report" } else { "scan" };
-        line(name, &format!("{}: {told}", scan.scan));
+        line(name, &format!("{}{}: {told}", scan.scan, of_room(scan.room)));
         if scan.silent {
             line("", "its room has told nothing since: look at its stack, and run rescan");
         }
@@ -115,9 +120,12 @@ fn details(out: &mut String, status: &Status, palette: Palette, width: usize) {
             line("", &format!("its room could not tell people: {why}"));
         }
     }
-    if let Some(room) = &status.room {
+    for room in &status.rooms {
         line("room", &format!("{room}, since {}", time(room.since)));
-        line("  do", &format!("cleanroom teardown {} when it is done with", status.case));
+    }
+    if !status.rooms.is_empty() {
+        let them = if status.rooms.len() > 1 { "they are" } else { "it is" };
+        line("  do", &format!("cleanroom teardown {} when {them} done with", status.case));
     }
     for drift in &status.drift {
         line("DRIFTED", &format!("would do again: {drift}"));
@@ -325,8 +333,8 @@ mod tests {
             preserved_at: None,
             snapshots: Vec::new(),
             elsewhere: Vec::new(),
-            scan: None,
-            room: None,
+            scans: Vec::new(),
+            rooms: Vec::new(),
         }
     }
 
@@ -406,7 +414,7 @@ i-0123456789abcdef0-1  i-0123456789abcdef0  2026-03-01T12:00:00Z  1 d 1 h  2026-
     #[test]
     fn a_room_is_told_with_its_cost_and_what_ends_it() {
         let mut it = status(State::Contained);
-        it.room = Some(Standing {
+        it.rooms.push(Standing {
             stack: "cleanroom-i-0123456789abcdef0-1".to_owned(),
             status: "CREATE_COMPLETE".to_owned(),
             stands: true,

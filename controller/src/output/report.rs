@@ -9,7 +9,7 @@ use cleanroom_controller::{
     steps::isolate::NOT_CUT,
 };
 
-use super::field;
+use super::{cases::of_room, field};
 use crate::terminal::Palette;
 
 /// How the next command is typed: the program with the flags by which this run found the account.
@@ -37,8 +37,9 @@ pub(crate) fn report(report: &Report, next: &Next, (palette, width): (Palette, u
     line("case", &format!("{}{how}", report.case));
     line("contained", &contained(report, isolate));
     line("preserved", &preserved(report, snapshot));
-    if let Some(reported) = &report.reported {
-        line("report", &format!("{}; {}", counted(&reported.summary), printable(&reported.bundle)));
+    for reported in report.reported.iter().chain(&report.others) {
+        let (counted, bundle) = (counted(&reported.summary), printable(&reported.bundle));
+        line("report", &format!("{counted}; {bundle}{}", of_room(reported.room)));
     }
     if !report.flushed.is_empty() {
         let flushed = report.flushed.join(", ");
@@ -123,6 +124,7 @@ mod tests {
             preserved: true,
             preserved_seconds: Some(12.4),
             reported: None,
+            others: Vec::new(),
             flushed: vec!["eni-0123456789abcdef0".to_owned()],
             snapshots: vec!["snap-0123456789abcdef0".to_owned()],
             shortfalls: Vec::new(),

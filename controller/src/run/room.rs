@@ -10,9 +10,9 @@ use std::{
 use anyhow::Context as _;
 use cleanroom_contract::{CaseId, ScanId, Severity, printable};
 use cleanroom_controller::{
-    case::Step,
+    case::{Run, Step},
     flow::{
-        fetch,
+        fetch::{self, FetchedBundle},
         investigate::counted,
         rescan::{self, Rescanned},
         teardown,
@@ -135,14 +135,44 @@ pub(super) async fn report(
     shape: Shape,
 ) -> anyhow::Result<u8> {
     let session = opening.open(None, case.as_str()).await?;
-    let (scan, report, logged) = fetch::report(&session.quiet()?, case, scan).await?;
+    let run = session.quiet()?;
+    let mut status = 0;
+    for (room, scan) in meant(&run, case, scan).await? {
+        status = status.max(report_of(&run, case, (room, &scan), shape).await?);
+    }
+    Ok(status)
+}
+
+/// The scan that is named; else the newest of each of the case's rooms, and which room that is, where there are several.
+async fn meant(
+    run: &Run,
+    case: &CaseId,
+    scan: Option<&ScanId>,
+) -> anyhow::Result<Vec<(Option<u32>, ScanId)>> {
+    if let Some(scan) = scan {
+        return Ok(vec![(None, scan.clone())]);
+    }
+    let newest = fetch::newest(run, case).await?;
+    let several = newest.len() > 1;
+    Ok(newest.into_iter().map(|(room, scan)| (several.then_some(room), scan)).collect())
+}
+
+/// Shows what the report of one scan says.
+async fn report_of(
+    run: &Run,
+    case: &CaseId,
+    (room, scan): (Option<u32>, &ScanId),
+    shape: Shape,
+) -> anyhow::Result<u8> {
+    let (scan, report, logged) = fetch::report(run, case, Some(scan)).await?;
     if !shape.is_human() {
         let fields =
             serde_json::json!({ "case": case, "scan": scan, "logged": logged, "report": report });
         print(&output::record("report", &fields))?;
         return Ok(vouched(case, &scan, logged));
     }
-    let mut text = format!("scan {scan} of {case}: {}\n", counted(&report.summary));
+    let room = room.map(|room| format!(" (room {room})")).unwrap_or_default();
+    let mut text = format!("scan {scan} of {case}{room}: {}\n", counted(&report.summary));
     for finding in report.worst.iter().filter(|f| f.severity >= Severity::Medium).take(20) {
         let path = finding.path.as_ref().map(|path| path.path.as_str()).unwrap_or_default();
         text.push_str(&format!(
@@ -174,10 +204,24 @@ fn vouched(case: &CaseId, scan: &ScanId, logged: bool) -> u8 {
 pub(super) async fn fetch(opening: &Opening, args: &Fetch, shape: Shape) -> anyhow::Result<u8> {
     let session = opening.open(None, args.case.as_str()).await?;
     let run = session.quiet()?;
-    let fetched = fetch::fetch(&run, &args.case, args.scan.as_ref(), args.out.as_deref()).await?;
+    let mut status = 0;
+    for (room, scan) in meant(&run, &args.case, args.scan.as_ref()).await? {
+        // Bundles have files of the same names.
+        let out = args.out.as_ref().map(|out| match room {
+            Some(room) => out.join(format!("room-{room}")),
+            None => out.clone(),
+        });
+        let fetched = fetch::fetch(&run, &args.case, Some(&scan), out.as_deref()).await?;
+        status = status.max(fetched_text(args, &fetched, shape)?);
+    }
+    Ok(status)
+}
+
+/// Shows what came. The exit status.
+fn fetched_text(args: &Fetch, fetched: &FetchedBundle, shape: Shape) -> anyhow::Result<u8> {
     let status = vouched(&args.case, &fetched.scan, fetched.logged);
     if !shape.is_human() {
-        print(&output::record("fetched", &fetched))?;
+        print(&output::record("fetched", fetched))?;
         return Ok(status);
     }
     let folder = printable(&fetched.folder.to_string_lossy());
@@ -218,10 +262,12 @@ pub(super) async fn rescan(opening: &Opening, args: &Rescan, shape: Shape) -> an
         }
     };
     print(&rescanned_text(&rescanned, shape))?;
-    Ok(match (rescanned.is_whole(), &rescanned.scan) {
+    let mut others = rescanned.others.iter();
+    let ordered = rescanned.scan.is_some() || others.any(|other| other.scan.is_some());
+    Ok(match (rescanned.is_whole(), ordered) {
         (true, _) => 0,
-        (false, Some(_)) => PARTIAL,
-        (false, None) => FAILED,
+        (false, true) => PARTIAL,
+        (false, false) => FAILED,
     })
 }
 
@@ -254,7 +300,8 @@ fn rescanned_text(rescanned: &Rescanned, shape: Shape) -> String {
     for note in &rescanned.notes {
         text.push_str(&output::field("note", &printable(note), shape.width));
     }
-    if let Some(reported) = &rescanned.reported {
+    let others = rescanned.others.iter().filter_map(|other| other.reported.as_ref());
+    for reported in rescanned.reported.iter().chain(others) {
         text.push_str(&output::field("report", &counted(&reported.summary), shape.width));
         text.push_str(&output::field("bundle", &printable(&reported.bundle), shape.width));
     }

@@ -5,6 +5,7 @@
 
 pub mod artifacts;
 pub mod bundle;
+pub mod deal;
 pub mod order;
 pub mod retry;
 pub mod size;
@@ -12,13 +13,14 @@ pub mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use cleanroom_cloud::{
-    Change, ErrorKind, ImageId, InstanceState, Result, STACK_MINUTES, SnapshotState, Stack,
-    StackEvent, StackState, first_failure,
+    Change, ErrorKind, ImageId, InstanceState, Inventory, Result, STACK_MINUTES, SnapshotState,
+    Stack, StackEvent, StackState, first_failure,
 };
 use cleanroom_contract::{
     CaseId, InstanceId, OrderedFile, Sha256, SnapshotId, WorkOrder, printable,
@@ -38,17 +40,27 @@ pub const MOST_VOLUMES: usize = 24;
 /// back what is there.
 const MADE_WITHIN: Duration = Duration::from_secs((STACK_MINUTES as u64 + 30) * 60);
 
-/// The name of a case's stack. CloudFormation takes letters, digits and hyphens only: where a case's name has others, part of
-/// its digest keeps two cases apart.
+/// The name of the stack of one of a case's rooms, from 1. CloudFormation takes letters, digits and hyphens only: where a case's
+/// name has others, or ends as those of further rooms do, part of its digest keeps two cases apart.
 #[must_use]
-pub fn stack_name(case: &CaseId) -> String {
+pub fn stack_name(case: &CaseId, room: u32) -> String {
     let plain: String =
         case.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    if plain == case.as_str() {
-        return format!("cleanroom-{plain}");
-    }
-    let whole = digest(case.as_str().as_bytes()).to_string();
-    format!("cleanroom-{plain}-{}", &whole[..8])
+    let ends_as_room = plain
+        .rsplit_once("-room-")
+        .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    let first = if plain == case.as_str() && !ends_as_room {
+        format!("cleanroom-{plain}")
+    } else {
+        let whole = digest(case.as_str().as_bytes()).to_string();
+        format!("cleanroom-{plain}-{}", &whole[..8])
+    };
+    if room > 1 { format!("{first}-room-{room}") } else { first }
+}
+
+/// Which room it is, as the end of a phrase: nothing of the first, which most cases have alone.
+pub(crate) fn in_room(room: u32) -> String {
+    if room > 1 { format!(" in room {room}") } else { String::new() }
 }
 
 /// Everything that a stack is made with beside the snapshots.
@@ -98,7 +110,7 @@ impl Goal for Launch {
 
     async fn look(&self, scene: &Scene, history: &History) -> Result<Assessment> {
         let Some(fittings) = &self.fittings else { return Ok(Assessment::default()) };
-        let name = stack_name(&scene.case);
+        let name = stack_name(&scene.case, scene.room);
         match scene.inventory.find_stack(&name).await? {
             None => create(scene, fittings, history).await,
             Some(stack) if !is_ours(scene, &stack) => Ok(short(
@@ -115,16 +127,32 @@ fn short(what: String, advice: String) -> Assessment {
     Assessment { short: vec![shortfall], ..Assessment::default() }
 }
 
-fn is_ours(scene: &Scene, stack: &Stack) -> bool {
+pub(crate) fn is_ours(scene: &Scene, stack: &Stack) -> bool {
     stack.tags.get("cleanroom:case").map(String::as_str) == Some(scene.case.as_str())
 }
 
-/// The case's room, where one stands or is being made. What failed, is being deleted or has turned itself off is none.
+/// The stacks that have the names of a case's rooms, as many as it has: whosever they are.
+///
+/// # Errors
+/// When they can not be looked at.
+pub(crate) async fn stacks(
+    inventory: &Arc<dyn Inventory>,
+    case: &CaseId,
+    rooms: u32,
+) -> Result<Vec<(u32, Stack)>> {
+    let mut stacks = Vec::new();
+    for room in 1..=rooms {
+        stacks.extend(inventory.find_stack(&stack_name(case, room)).await?.map(|s| (room, s)));
+    }
+    Ok(stacks)
+}
+
+/// The case's room that is worked at, where one stands or is being made. What failed, is being deleted or has turned itself off is none.
 ///
 /// # Errors
 /// When it can not be looked at.
 pub(crate) async fn standing(scene: &Scene) -> Result<Option<Stack>> {
-    let found = scene.inventory.find_stack(&stack_name(&scene.case)).await?;
+    let found = scene.inventory.find_stack(&stack_name(&scene.case, scene.room)).await?;
     let Some(stack) = found.filter(|stack| is_ours(scene, stack)) else { return Ok(None) };
     let stands = match stack.state {
         StackState::Creating => true,
@@ -159,7 +187,10 @@ async fn create(scene: &Scene, fittings: &Fittings, history: &History) -> Result
     let stacks = |c: &&Change| matches!(c, Change::CreateStack { .. } | Change::DeleteStack { .. });
     if let Some(Change::CreateStack { .. }) = history.applied.iter().rfind(stacks) {
         return Ok(short(
-            format!("the clean room {} was deleted while it was awaited", stack_name(&scene.case)),
+            format!(
+                "the clean room {} was deleted while it was awaited",
+                stack_name(&scene.case, scene.room)
+            ),
             "find out by whom (CloudTrail), and run respond again: it makes another".to_owned(),
         ));
     }
@@ -190,7 +221,7 @@ async fn create(scene: &Scene, fittings: &Fittings, history: &History) -> Result
 #[must_use]
 pub fn creation(scene: &Scene, fittings: &Fittings, lessons: &Lessons, nth: usize) -> Change {
     Change::CreateStack {
-        name: stack_name(&scene.case),
+        name: stack_name(&scene.case, scene.room),
         template: fittings.template.key.clone(),
         template_sha256: fittings.template.sha256,
         parameters: parameters(scene, fittings, lessons),
@@ -204,8 +235,9 @@ pub fn creation(scene: &Scene, fittings: &Fittings, lessons: &Lessons, nth: usiz
 /// hyphens). The cases of one run share a nonce.
 fn token(what: &str, scene: &Scene) -> String {
     let nonce: String = scene.nonce.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
-    let name = stack_name(&scene.case);
-    let token = format!("{what}-{nonce}-{name}");
+    let name = stack_name(&scene.case, scene.room);
+    // The longest names are cut: the room comes before.
+    let token = format!("{what}-{}-{nonce}-{name}", scene.room);
     token.chars().take(128).collect()
 }
 
@@ -386,7 +418,7 @@ impl Goal for Remove {
 
     async fn look(&self, scene: &Scene, history: &History) -> Result<Assessment> {
         let mut seen = Assessment::default();
-        let name = stack_name(&scene.case);
+        let name = stack_name(&scene.case, scene.room);
         let Some(stack) = scene.inventory.find_stack(&name).await? else { return Ok(seen) };
         if !is_ours(scene, &stack) {
             return Ok(short(
@@ -430,13 +462,16 @@ mod tests {
 
     #[test]
     fn stacks_have_names_that_cloudformation_takes_and_cases_keep_apart() {
-        let name = |case: &str| stack_name(&case.parse().expect("a case id"));
+        let name = |case: &str| stack_name(&case.parse().expect("a case id"), 1);
         assert_eq!(name("i-0123456789abcdef0-1"), "cleanroom-i-0123456789abcdef0-1");
         let (dot, line) = (name("case.7"), name("case_7"));
         assert!(dot.starts_with("cleanroom-case-7-") && line.starts_with("cleanroom-case-7-"));
         assert_ne!(dot, line);
         assert_ne!(name("case-7"), dot);
-        let longest = name(&"_".repeat(64).replacen('_', "a", 1));
+        let second = |case: &str| stack_name(&case.parse().expect("a case id"), 2);
+        assert_eq!(second("c-1"), "cleanroom-c-1-room-2");
+        assert_ne!(name("c-1-room-2"), second("c-1"));
+        let longest = second(&"_".repeat(64).replacen('_', "a", 1));
         assert!(longest.len() <= 128, "{longest}");
         assert!(longest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{longest}");
     }

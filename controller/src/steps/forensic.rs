@@ -19,7 +19,7 @@ use crate::{
     engine::{Direction, again, ensure},
     forensic::Forensic,
     journal::{Ledger, event::Body},
-    steps::clean_room::stack_name,
+    steps::clean_room::{self, stack_name},
 };
 
 /// The tag of a copy that says which account it came from.
@@ -41,7 +41,7 @@ pub fn key_statement(role: &str) -> String {
 
 /// The name of a case's grants.
 fn grant_name(scene: &Scene) -> String {
-    stack_name(&scene.case)
+    stack_name(&scene.case, 1)
 }
 
 /// A snapshot's copies in the forensic account, as their tags tell.
@@ -349,13 +349,15 @@ async fn at_the_room(case: &Case) -> Option<Case> {
         }
     };
     if ledger.entrusted.is_none() && case.forensic.is_some() {
-        let name = stack_name(&case.scene.case);
+        let stacks = || clean_room::stacks(&case.scene.inventory, &case.scene.case, ledger.rooms());
         let (what, advice) =
-            match again(case.bounds.original, || case.scene.inventory.find_stack(&name)).await {
+            match again(case.bounds.original, stacks).await.map(|stacks| stacks.into_iter().next())
+            {
                 Ok(None) => return room,
-                Ok(Some(_)) => (
+                Ok(Some((_, stack))) => (
                     format!(
-                        "no clean room in another account: {name} stands in the instance's own"
+                        "no clean room in another account: {} stands in the instance's own",
+                        stack.name
                     ),
                     format!("take it down with teardown {}, and run this again", case.scene.case),
                 ),
@@ -375,7 +377,8 @@ async fn at_the_room(case: &Case) -> Option<Case> {
 pub(crate) async fn ready(case: &Case, again: bool) -> Option<Case> {
     let room = at_the_room(case).await?;
     let ledger = case.journal.ledger().await;
-    let examined = ledger.orders.keys().next_back().is_some_and(|s| ledger.reports.contains_key(s));
+    let newest = ledger.newest_orders();
+    let examined = !newest.is_empty() && newest.values().all(|s| ledger.reports.contains_key(*s));
     if (again || !examined) && !hand_over(case).await {
         return None;
     }

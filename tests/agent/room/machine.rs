@@ -205,6 +205,7 @@ pub(super) fn order(account: &Account, scan: &str) -> WorkOrder {
         v: VersionOne,
         case: CASE.parse().unwrap(),
         instance: "i-0123456789abcdef0".parse().unwrap(),
+        room: 1,
         scan: scan.parse().unwrap(),
         volumes: vec![volume(VOLUME, "snap-0123456789abcdef0")],
         rules: Vec::new(),
@@ -242,7 +243,7 @@ pub(super) fn ordered_file(account: &Account, name: &str, bytes: &[u8]) -> Order
 /// Puts an order into the bucket; its place there.
 pub(super) fn put_order(account: &Account, order: &WorkOrder) -> (String, Sha256) {
     let bytes = serde_json::to_vec(order).unwrap();
-    let key = order_key(&order.case, &order.scan);
+    let key = order_key(&order.case, order.room, &order.scan);
     account.put(&key, &bytes);
     (key, digest(&bytes))
 }

@@ -32,7 +32,7 @@ pub(super) fn user_data(
         bucket: account.bucket.clone(),
         order: OrderedFile {
             name: "order".to_owned(),
-            key: order_key(&order.case, &order.scan),
+            key: order_key(&order.case, order.room, &order.scan),
             sha256,
         },
         volumes: [].into(),
@@ -54,7 +54,7 @@ fn a_room_takes_its_order_from_user_data_and_waits_for_newer_ones() {
     let running = machine.start(&["--idle", "8s"]);
     let sums = |order: &WorkOrder| format!("{}SHA256SUMS", bundle_prefix(&order.case, &order.scan));
     wait_until("the first bundle", || account.versions().contains_key(&sums(&first)));
-    account.put(&order_key(&first.case, &UNUSABLE.parse().unwrap()), b"{\"v\":1}");
+    account.put(&order_key(&first.case, 1, &UNUSABLE.parse().unwrap()), b"{\"v\":1}");
     let mut second = order(&account, SECOND);
     second.rules = vec![ordered_file(&account, "new.yar", RULE.as_bytes())];
     put_order(&account, &second);
@@ -93,6 +93,25 @@ fn an_order_that_waits_behind_another_is_told_so() {
     assert!(matches!(told[1].news, RoomNews::Started { attempt: 1, .. }), "{told:?}");
     assert!(told.iter().any(|event| matches!(event.news, RoomNews::Published { .. })), "{told:?}");
     account.assert_written_once();
+}
+
+#[test]
+fn orders_for_the_case_s_other_rooms_are_left_to_them() {
+    for (own, other) in [(1, 2), (2, 1)] {
+        let account = Account::new();
+        let machine = Machine::new(&account);
+        let in_room = |room, scan| WorkOrder { room, ..order(&account, scan) };
+        let (first, others, later) =
+            (in_room(own, FIRST), in_room(other, UNUSABLE), in_room(own, SECOND));
+        put_order(&account, &others);
+        put_order(&account, &later);
+        let output =
+            machine.expect(0, &["--work-order", &machine.order_file(&first), "--idle", "4s"]);
+        machine.published(&account, &first, &output);
+        machine.published(&account, &later, &output);
+        assert_eq!(account.events(&others.case, &others.scan), [], "room {own} says nothing of it");
+        account.assert_written_once();
+    }
 }
 
 #[test]

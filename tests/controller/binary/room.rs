@@ -119,9 +119,9 @@ fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
     assert!(told.len() == 1 && told[0].contains("is silent"), "{ran}");
     let status = station.expect(3, &["status", &case]).record("status");
     assert_eq!(status["state"], "partial", "{status:#}");
-    assert_eq!(status["scan"]["reported"], false, "{status:#}");
-    assert_eq!(status["room"]["stands"], true, "{status:#}");
-    assert!(status["room"]["dollars_an_hour"].as_f64() > Some(0.2), "{status:#}");
+    assert_eq!(status["scans"][0]["reported"], false, "{status:#}");
+    assert_eq!(status["rooms"][0]["stands"], true, "{status:#}");
+    assert!(status["rooms"][0]["dollars_an_hour"].as_f64() > Some(0.2), "{status:#}");
     let closed = station.expect(1, &["close", &case]);
     assert!(closed.stderr.contains(&format!("cleanroom teardown {case}")), "{closed}");
 
@@ -135,7 +135,7 @@ fn a_room_is_deployed_for_made_once_found_silent_and_torn_down() {
     station.expect(1, &["report", &case]);
     station.expect(1, &["fetch", &case]);
     // What lies in the bucket is no report: nobody has read it back.
-    let scan = status["scan"]["scan"].as_str().expect("a scan");
+    let scan = status["scans"][0]["scan"].as_str().expect("a scan");
     plant(&account, &format!("cases/{case}/bundles/{scan}/"));
     for command in ["report", "fetch"] {
         let none = station.expect(1, &[command, &case]);

@@ -1,4 +1,4 @@
-//! No volume is forgotten: not one that is gone, that came late, that had no good snapshot, or that one room could not take.
+//! No volume is forgotten: not one that is gone, that came late, or that had no good snapshot.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,11 @@ use cleanroom_cloud_fake::{At, FakeCloud, Fault, Outcome, World};
 use cleanroom_contract::{InstanceId, VolumeId};
 use cleanroom_controller::flow::Report;
 
-use super::{
-    assert_custody, ledger, newest_order, orders, rescan, short_of_the_room, small, stacks,
-    tear_down, world,
-};
+use super::{ledger, newest_order, rescan, short_of_the_room, stacks, tear_down, world};
 use crate::support::{respond, respond_or_die, suspect};
 
 /// Attaches a volume to the suspect.
-fn attach(world: &mut World, n: usize) -> VolumeId {
+pub(super) fn attach(world: &mut World, n: usize) -> VolumeId {
     let id: VolumeId = format!("vol-{n:017x}").parse().expect("a volume id");
     let like = world.volumes.values().next().expect("a volume").clone();
     let device = format!("/dev/sd{n}");
@@ -71,33 +68,6 @@ async fn a_volume_that_is_gone_before_its_snapshot_is_told_and_the_others_are_pr
     let taken = done.map(|call| call.operation).filter(|o| o.starts_with("ec2:CreateSnapshot"));
     assert_eq!(taken.collect::<Vec<_>>(), ["ec2:CreateSnapshots"], "at one point in time");
     assert_eq!(report.snapshots.len(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn volumes_beyond_what_a_room_takes_are_short_until_another_room_has_examined_them() {
-    let mut before = small();
-    for n in 1..=25 {
-        attach(&mut before, n);
-    }
-    let cloud = FakeCloud::new(before);
-    let report = respond(&cloud, None).await;
-    assert!(report.reported.is_some() && !report.is_whole(), "{report:#?}");
-    let left: Vec<_> = ledger(&cloud).await.reports.into_values().flat_map(|r| r.missing).collect();
-    assert_eq!(left.len(), 2);
-    let short: Vec<String> = short_of_the_room(&report).into_iter().map(str::to_owned).collect();
-    assert_eq!(short.len(), 1, "{short:?}");
-    assert!(left.iter().all(|volume| short[0].contains(volume.as_str())), "{short:?}");
-    // People may be at work in the room: it is not taken from them.
-    let report = again(&cloud).await;
-    assert_eq!(short_of_the_room(&report), short, "it stays so");
-    assert_eq!((stacks(&cloud), orders(&cloud)), (1, 1));
-    tear_down(&cloud).await;
-    let report = again(&cloud).await;
-    assert!(report.is_whole() && report.reported.is_some(), "{report:#?}");
-    assert_eq!(examined(&cloud), left, "the rest and no more");
-    assert!(again(&cloud).await.is_whole());
-    assert_eq!((stacks(&cloud), orders(&cloud)), (2, 2));
-    assert_custody(&cloud, "two rooms").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use crate::support::{changes_since, respond, run};
 /// The room, as `status` tells of it.
 async fn standing(cloud: &FakeCloud) -> Option<Standing> {
     let run = run(cloud, Policy::default(), None).await;
-    status::status(&run, &case()).await.expect("the case is there").room
+    status::status(&run, &case()).await.expect("the case is there").rooms.pop()
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,8 +86,8 @@ async fn status_says_what_a_room_could_not_tell_people_and_since_when_it_tells_n
     let scan = respond(&cloud, None).await.reported.expect("a report").scan;
     let stand = async |cloud: &FakeCloud| {
         let run = run(cloud, Policy::default(), None).await;
-        let status = status::status(&run, &case()).await.expect("the case is there");
-        status.scan.expect("a scan")
+        let mut status = status::status(&run, &case()).await.expect("the case is there");
+        status.scans.pop().expect("a scan")
     };
     let seen = stand(&cloud).await;
     assert_eq!((seen.reported, seen.silent, seen.untold), (true, false, None));

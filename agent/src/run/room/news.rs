@@ -46,6 +46,7 @@ pub(super) struct About {
     pub(super) region: Option<String>,
     pub(super) bucket: String,
     pub(super) case: CaseId,
+    pub(super) room: u32,
     pub(super) scan: ScanId,
     pub(super) token: Option<String>,
 }
@@ -285,8 +286,8 @@ async fn heartbeats(aws: &Aws, token: Option<&str>) {
 /// Tells the orders that came meanwhile that they wait, as long as they do. Never ends.
 async fn tell_queued(aws: &Aws, about: &About, shared: &Shared) {
     let store = aws.brief_store(&about.bucket);
-    let prefix = orders_prefix(&about.case);
-    let own = order_key(&about.case, &about.scan);
+    let prefix = orders_prefix(&about.case, about.room);
+    let own = order_key(&about.case, about.room, &about.scan);
     let mut tellers: BTreeMap<ScanId, Teller<'_>> = BTreeMap::new();
     while !shared.board().resting {
         // Who can not be told now is told the next time.

@@ -79,11 +79,12 @@ pub(super) async fn named(
     scan: &ScanId,
     room: Option<&Room>,
 ) -> Result<Taken, OrderError> {
-    let key = order_key(&like.case, scan);
+    let key = order_key(&like.case, like.room, scan);
     let bytes = get(aws, &like.publish.bucket, &key).await?;
     let taken = parse(&bytes, None, room)?;
     let order = &taken.order;
     let fits = order.case == like.case
+        && order.room == like.room
         && order.scan == *scan
         && order.publish.bucket == like.publish.bucket;
     match fits {

@@ -15,7 +15,7 @@ use crate::{
         verify::Verdict,
     },
     original::Original,
-    steps::{forensic, isolate},
+    steps::{clean_room::in_room, forensic, isolate},
 };
 
 /// What a record is made of.
@@ -185,11 +185,12 @@ fn sentence(body: &Body) -> String {
         }
         Body::Released { reason, forced } => released(reason.as_deref(), *forced),
         Body::Closed { record } => format!("closed the case with {}", text(&record.key)),
-        Body::Ordered { scan, order } => {
-            format!("ordered scan {scan} with {}", text(&order.key))
+        Body::Ordered { scan, room, order } => {
+            format!("ordered scan {scan}{} with {}", in_room(*room), text(&order.key))
         }
-        Body::Reported { scan, exhibits, summary, missing } => format!(
-            "read back the bundle of scan {scan}, {} files, and it is what its room said: {}; {} volumes are not examined",
+        Body::Reported { scan, room, exhibits, summary, missing } => format!(
+            "read back the bundle of scan {scan}{}, {} files, and it is what its room said: {}; {} volumes are not examined",
+            in_room(*room),
             exhibits.len(),
             crate::flow::investigate::counted(summary),
             missing.len()

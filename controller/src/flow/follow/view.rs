@@ -294,8 +294,15 @@ impl View {
         };
         let contained_at = self.ledger.contained_at.or_else(|| self.done.get("cut").copied());
         let preserved_at = self.ledger.preserved_at;
-        let reports = self.ledger.reports.iter().filter(|(_, report)| !self.is_old(report.at));
-        let newest = reports.max_by_key(|(_, report)| report.at);
+        let newest = self.ledger.newest_reports().into_iter();
+        let newest = newest.filter(|(_, (_, report))| !self.is_old(report.at));
+        let reported = newest.map(|(room, (scan, report))| Reported {
+            room,
+            scan: scan.clone(),
+            bundle: format!("s3://{bucket}/{}", bundle_prefix(&self.case, scan)),
+            summary: report.summary.clone(),
+        });
+        let mut reported = reported.collect::<Vec<_>>().into_iter();
         Report {
             instance: self.instance.clone(),
             joined: self.opened == Some(true),
@@ -304,11 +311,8 @@ impl View {
             contained_seconds: contained_at.filter(|_| contained).map(|at| seconds(at, "cut")),
             preserved: preserved_at.is_some(),
             preserved_seconds: preserved_at.map(|at| seconds(at, "settle")),
-            reported: newest.map(|(scan, report)| Reported {
-                scan: scan.clone(),
-                bundle: format!("s3://{bucket}/{}", bundle_prefix(&self.case, scan)),
-                summary: report.summary.clone(),
-            }),
+            reported: reported.next(),
+            others: reported.collect(),
             flushed: self.ledger.flushed.iter().cloned().collect(),
             snapshots: self.ledger.snapshots.clone(),
             shortfalls,

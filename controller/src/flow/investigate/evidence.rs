@@ -31,14 +31,34 @@ pub(crate) enum Which {
     Rest,
 }
 
-/// What there is to examine, and what of it was.
+/// What there is to examine in the room that is worked at, and what of it was.
 pub(super) struct Coverage {
     /// A good snapshot of each volume.
     snapshots: BTreeMap<VolumeId, Snapshot>,
     /// Volumes that have none.
     lacking: Vec<VolumeId>,
+    /// The case's orders, for any of its rooms.
     orders: Vec<Ordered>,
     examined: BTreeSet<VolumeId>,
+}
+
+/// The volumes that have good snapshots, by the room of the case that examines them.
+///
+/// # Errors
+/// What could not be read.
+pub(crate) async fn groups(case: &Case) -> Result<BTreeMap<u32, Vec<VolumeId>>, String> {
+    let snapshots = again(case.bounds.goal, || snapshot::for_a_room(&case.scene)).await;
+    let (snapshots, lacking) = snapshots.map_err(|why| format!("the snapshots: {why}"))?;
+    let several = snapshots.len() + lacking.len() > MOST_VOLUMES;
+    let orders =
+        if several { order::all(&*case.store, &case.scene.case).await } else { Ok(vec![]) };
+    let orders = orders.map_err(|why| format!("the work orders: {why}"))?;
+    let rooms = order::rooms(&case.scene, snapshots.keys().chain(&lacking), &orders);
+    let mut groups: BTreeMap<u32, Vec<VolumeId>> = BTreeMap::new();
+    for (volume, room) in rooms.into_iter().filter(|(volume, _)| snapshots.contains_key(volume)) {
+        groups.entry(room).or_default().push(volume);
+    }
+    Ok(groups)
 }
 
 impl Coverage {
@@ -48,9 +68,14 @@ impl Coverage {
     /// What could not be read.
     pub(super) async fn read(case: &Case) -> Result<Self, String> {
         let snapshots = again(case.bounds.goal, || snapshot::for_a_room(&case.scene)).await;
-        let (snapshots, lacking) = snapshots.map_err(|why| format!("the snapshots: {why}"))?;
+        let (mut snapshots, mut lacking) =
+            snapshots.map_err(|why| format!("the snapshots: {why}"))?;
         let orders = order::all(&*case.store, &case.scene.case).await;
         let orders = orders.map_err(|why| format!("the work orders: {why}"))?;
+        let rooms = order::rooms(&case.scene, snapshots.keys().chain(&lacking), &orders);
+        let is_here = |volume: &VolumeId| rooms.get(volume) == Some(&case.scene.room);
+        snapshots.retain(|volume, _| is_here(volume));
+        lacking.retain(is_here);
         let ledger = case.journal.ledger().await;
         let mut examined = BTreeSet::new();
         for order in orders.iter().map(|ordered| &ordered.order) {
@@ -149,9 +174,8 @@ impl<'a> Scanned<'a> {
             short(case, what, &again);
         }
         if !new.is_empty() {
-            let advice = format!(
-                "run teardown {id}, and respond again: it examines them in another room, at most {MOST_VOLUMES} at a time"
-            );
+            let advice =
+                format!("run teardown {id}, and respond again: it examines them in another room");
             let what = format!("no scan has examined {}: the room has no copy of them", join(new));
             short(case, what, &advice);
         }
@@ -238,16 +262,5 @@ fn to_be_made(case: &Case, coverage: &Coverage, which: Which) -> Option<Vec<Orde
         short(case, what, "run respond again once they are: it goes on from there");
         return None;
     }
-    let volumes = order::volumes(&case.scene, &snapshots);
-    // What a scan of the rest leaves out is told with its report.
-    if which == Which::All && volumes.len() < snapshots.len() {
-        let is_left = |v: &&VolumeId| !volumes.iter().any(|ordered| ordered.source == **v);
-        let what = format!(
-            "a room takes {MOST_VOLUMES} volumes: {} are not examined",
-            join(snapshots.keys().filter(is_left))
-        );
-        let advice = "examine them from their snapshots by hand, with cleanroom-agent scan";
-        short(case, what, advice);
-    }
-    Some(volumes)
+    Some(order::volumes(&case.scene, &snapshots))
 }

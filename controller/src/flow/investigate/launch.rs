@@ -85,7 +85,7 @@ pub(super) async fn launch(case: &Case, ordered: Ordered) -> Option<Ordered> {
     if !ended.whole {
         return None;
     }
-    let name = stack_name(&case.scene.case);
+    let name = stack_name(&case.scene.case, case.scene.room);
     let found = again(case.bounds.original, || case.scene.inventory.find_stack(&name)).await;
     let stack = found.ok().flatten();
     let ordered = joined(case, stack.as_ref(), ordered).await;
@@ -154,7 +154,7 @@ async fn joined(case: &Case, stack: Option<&Stack>, ours: Ordered) -> Ordered {
     let scan =
         first.and_then(|key| key.rsplit('/').next()?.strip_suffix(".json")?.parse::<ScanId>().ok());
     let Some(scan) = scan.filter(|scan| *scan > ours.order.scan) else { return ours };
-    order::read(&*case.store, &case.scene.case, &scan).await.unwrap_or(ours)
+    order::read(&*case.store, &case.scene.case, (case.scene.room, &scan)).await.unwrap_or(ours)
 }
 
 /// Names the volumes that the room was made without, and why, where this run has seen it.

@@ -9,7 +9,7 @@ use cleanroom_contract::{Report, ScanId, VolumeId};
 use tokio::time::Instant;
 
 use super::{
-    AGAIN, Reported, at, counted,
+    AGAIN, Reported, counted,
     evidence::{Coverage, Scanned},
     join, not_reported, unknown,
 };
@@ -61,6 +61,7 @@ pub(super) async fn read_back(case: &Case, ordered: &Ordered, heard: &Heard) -> 
     let summary = report.summary.clone();
     let body = Body::Reported {
         scan: scan.clone(),
+        room: ordered.order.room,
         exhibits: verified.exhibits,
         summary: Box::new(summary.clone()),
         missing: missing.clone(),
@@ -68,7 +69,7 @@ pub(super) async fn read_back(case: &Case, ordered: &Ordered, heard: &Heard) -> 
     case.journal.append(Some(Step::CleanRoom), body).await;
     let scanned = Scanned { scan, missing: &missing, complete: summary.complete };
     scanned.tell(case, coverage.as_ref().ok());
-    let reported = Reported { scan: scan.clone(), bundle: at(case, scan), summary };
+    let reported = Reported::of(case, scan, &summary);
     let name = format!("{} {scan}", Milestone::Reported.as_str());
     let lines = lines(&reported, report, &lock(&case.shortfalls).clone());
     notify::publish_as(case, Milestone::Reported, &name, &lines).await;

@@ -14,7 +14,7 @@ use crate::{
     journal::seconds,
     progress::Event,
     steps::{
-        clean_room::{MOST_VOLUMES, order},
+        clean_room::order,
         notify::{self, Milestone},
         snapshot,
     },
@@ -63,21 +63,22 @@ pub(super) async fn preserve(case: &Case, run: &Run, ask: &Ask) -> Value {
     facts
 }
 
-/// Groups of at most 24 volumes. A case has one room at a time: what does not fit is told of with the room's report.
+/// The volumes of each room that the case needs: at most 24. Each step looks again which they are.
 async fn rooms(case: &Case) -> Value {
-    match snapshot::for_a_room(&case.scene).await {
-        Ok((snapshots, _)) if snapshots.is_empty() => json!([]),
-        Ok((snapshots, _)) => {
-            let volumes: Vec<_> = snapshots.keys().take(MOST_VOLUMES).collect();
-            json!([{ "n": 1, "volumes": volumes }])
+    match investigate::groups(case).await {
+        Ok(groups) => {
+            groups.iter().map(|(n, volumes)| json!({ "n": n, "volumes": volumes })).collect()
         }
-        // The room's own step looks again.
-        Err(_) => json!([{ "n": 1, "volumes": [] }]),
+        // The rooms' own steps look again.
+        Err(_) => {
+            let rooms = 1..=case.journal.ledger().await.rooms();
+            rooms.map(|n| json!({ "n": n, "volumes": [] })).collect()
+        }
     }
 }
 
 /// Whether there is to be a room, and for how long it may be waited for. Makes nothing.
-pub(super) async fn order(case: &Case, _ask: &Ask) -> Value {
+pub(super) async fn order(case: &Case) -> Value {
     match investigate::outstanding(case).await {
         None => json!({ "room": false }),
         // Two hours for the stack, two for the scan, thirty seconds a GiB.
@@ -95,11 +96,11 @@ pub(super) async fn order(case: &Case, _ask: &Ask) -> Value {
 pub(super) async fn clean_room(case: &mut Case, token: String) -> Result<Value, Failed> {
     let policy = std::sync::Arc::make_mut(&mut case.scene.policy);
     policy.room.task_token = Some(token.clone());
-    let reported = Box::pin(investigate::investigate(case)).await;
+    let reported = Box::pin(investigate::investigate_here(case)).await;
     if let Some(reported) = reported {
         return Err(never(format!("scan {} has been read back already", reported.scan)));
     }
-    let newest = order::newest(&*case.store, &case.scene.case).await;
+    let newest = order::newest(&*case.store, &case.scene.case, case.scene.room).await;
     let ours = newest
         .map_err(|why| Failed { retryable: false, why })?
         .is_some_and(|ordered| ordered.order.task_token.as_deref() == Some(token.as_str()));

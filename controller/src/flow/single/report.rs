@@ -9,6 +9,7 @@ use super::told;
 use crate::{
     case::{Case, Run, Shortfall, Step, lock},
     execution::{Ask, Failed},
+    flow::investigate,
     journal::event::Body,
     steps::record,
 };
@@ -62,6 +63,7 @@ pub(super) async fn report(case: &Case, run: &Run, ask: &Ask) -> Value {
     for shortfall in before.short_parts.into_values().flatten() {
         case.short(shortfall);
     }
+    investigate::unread(case).await;
     super::super::report::remarks(case).await;
     let shortfalls = lock(&case.shortfalls).clone();
     case.journal.append(None, Body::Short { shortfalls: shortfalls.clone(), part: None }).await;
@@ -70,12 +72,12 @@ pub(super) async fn report(case: &Case, run: &Run, ask: &Ask) -> Value {
         told(case).await;
     }
     let ledger = case.journal.ledger().await;
-    let open: BTreeMap<_, _> = ledger.reports.iter().next_back().into_iter().collect();
+    let reported = ledger.newest_reports();
     json!({
         "case": case.scene.case,
         "contained": ledger.contained_at.is_some(),
         "preserved": ledger.preserved_at.is_some(),
-        "reported": !open.is_empty(),
+        "reported": (1..=ledger.rooms()).all(|room| reported.contains_key(&room)),
         "shortfalls": shortfalls.len(),
         "took": run.started.elapsed().as_secs(),
     })

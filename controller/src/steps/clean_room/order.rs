@@ -2,7 +2,7 @@
 //!
 //! The orders in the bucket are the record of what was asked: the newest is the one that holds. Nothing here overwrites.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use cleanroom_cloud::{Put, Snapshot, Store};
 use cleanroom_contract::{
@@ -12,8 +12,9 @@ use cleanroom_contract::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
-    MOST_VOLUMES,
     artifacts::{self, Sought, patiently},
+    deal::decide_rooms,
+    in_room,
 };
 use crate::{
     case::{Case, Scene, Step},
@@ -36,25 +37,37 @@ pub struct Ordered {
     pub exhibit: Exhibit,
 }
 
-/// The scans that were ordered for a case, oldest first.
+/// The scans that were ordered for a case, oldest first, and in which of its rooms.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn scans(store: &dyn Store, case: &CaseId) -> Result<BTreeSet<ScanId>, String> {
-    let prefix = orders_prefix(case);
+pub async fn scans(store: &dyn Store, case: &CaseId) -> Result<BTreeMap<ScanId, u32>, String> {
+    // Those of the other rooms are below it.
+    let prefix = orders_prefix(case, 1);
     let keys = again(artifacts::PATIENCE, || store.list(&prefix, false)).await?;
-    let scan =
-        |key: &String| key.strip_prefix(&prefix)?.strip_suffix(".json")?.parse::<ScanId>().ok();
+    let scan = |key: &String| {
+        let name = key.strip_prefix(&prefix)?;
+        let (room, name) = match name.strip_prefix("room-").and_then(|rest| rest.split_once('/')) {
+            Some((room, name)) => (room.parse().ok()?, name),
+            None => (1, name),
+        };
+        let scan = name.strip_suffix(".json")?.parse::<ScanId>().ok()?;
+        (order_key(case, room, &scan) == *key).then_some((scan, room))
+    };
     Ok(keys.iter().filter_map(scan).collect())
 }
 
-/// The newest order of a case.
+/// The newest order of one of a case's rooms.
 ///
 /// # Errors
 /// When the store does not answer, or the order can not be read.
-pub async fn newest(store: &dyn Store, case: &CaseId) -> Result<Option<Ordered>, String> {
-    match scans(store, case).await?.last() {
-        Some(scan) => read(store, case, scan).await.map(Some),
+pub async fn newest(
+    store: &dyn Store,
+    case: &CaseId,
+    room: u32,
+) -> Result<Option<Ordered>, String> {
+    match scans(store, case).await?.iter().rfind(|(_, of)| **of == room) {
+        Some((scan, _)) => read(store, case, (room, scan)).await.map(Some),
         None => Ok(None),
     }
 }
@@ -65,23 +78,34 @@ pub async fn newest(store: &dyn Store, case: &CaseId) -> Result<Option<Ordered>,
 /// When the store does not answer, or an order can not be read.
 pub async fn all(store: &dyn Store, case: &CaseId) -> Result<Vec<Ordered>, String> {
     let scans = scans(store, case).await?;
-    let reads: Vec<_> =
-        scans.into_iter().map(|scan| async move { read(store, case, &scan).await }).collect();
+    let reads: Vec<_> = scans
+        .into_iter()
+        .map(|(scan, room)| async move { read(store, case, (room, &scan)).await })
+        .collect();
     stream::iter(reads).buffered(AT_ONCE).try_collect().await
 }
 
-/// The order of a scan.
+/// The order of a scan in one of a case's rooms.
 ///
 /// # Errors
 /// When the store does not answer, or there is no such order, or it is another's.
-pub async fn read(store: &dyn Store, case: &CaseId, scan: &ScanId) -> Result<Ordered, String> {
-    let key = order_key(case, scan);
+pub async fn read(
+    store: &dyn Store,
+    case: &CaseId,
+    (room, scan): (u32, &ScanId),
+) -> Result<Ordered, String> {
+    let key = order_key(case, room, scan);
     let bytes = again(artifacts::PATIENCE, || store.get(&key)).await?;
     let bytes = bytes.ok_or_else(|| format!("{key} is not there"))?;
     let order: WorkOrder = serde_json::from_slice(&bytes)
         .map_err(|error| format!("{key} can not be read: {error}"))?;
-    if order.case != *case || order.scan != *scan {
-        return Err(format!("{key} is the order of scan {} of {}", order.scan, order.case));
+    if (&order.case, order.room, &order.scan) != (case, room, scan) {
+        return Err(format!(
+            "{key} is the order of scan {}{} of {}",
+            order.scan,
+            in_room(order.room),
+            order.case
+        ));
     }
     Ok(Ordered { order, exhibit: exhibit(key, &bytes) })
 }
@@ -142,7 +166,35 @@ fn begun(scan: &ScanId) -> Option<i64> {
     Some(from)
 }
 
-/// The volumes to examine: the root first, then by the names of their devices.
+/// Where a volume comes among the case's: the root first, then by the names of their devices. One that came after the case was
+/// opened has no name on record, and comes after the others.
+fn rank(scene: &Scene, volume: &VolumeId) -> (bool, bool, String, VolumeId) {
+    let instance = &scene.original.instance;
+    let known = instance.volumes.iter().find(|v| v.volume == *volume);
+    let device = known.map(|known| known.device.clone());
+    let is_root = device.is_some() && device == instance.root_device;
+    (!is_root, device.is_none(), device.unwrap_or_default(), volume.clone())
+}
+
+/// Which of the case's rooms examines each of its volumes, by these orders of it so far.
+#[must_use]
+pub fn rooms<'v>(
+    scene: &Scene,
+    volumes: impl Iterator<Item = &'v VolumeId>,
+    orders: &[Ordered],
+) -> BTreeMap<VolumeId, u32> {
+    let mut volumes: Vec<_> = volumes.collect();
+    volumes.sort_by_cached_key(|volume| rank(scene, volume));
+    let mut first = BTreeMap::new();
+    for order in orders.iter().map(|ordered| &ordered.order) {
+        for volume in &order.volumes {
+            first.entry(volume.source.clone()).or_insert(order.room);
+        }
+    }
+    decide_rooms(volumes, &first)
+}
+
+/// The volumes to examine, in their order.
 #[must_use]
 pub fn volumes(scene: &Scene, snapshots: &BTreeMap<VolumeId, Snapshot>) -> Vec<OrderedVolume> {
     let instance = &scene.original.instance;
@@ -157,15 +209,11 @@ pub fn volumes(scene: &Scene, snapshots: &BTreeMap<VolumeId, Snapshot>) -> Vec<O
             volume: None,
             gib: snapshot.size,
             role: if root { VolumeRole::Root } else { VolumeRole::Data },
-            // One that came after the case was opened has no name on record.
             device: device.unwrap_or_default(),
         }
     };
     let mut volumes: Vec<_> = snapshots.iter().map(ordered).collect();
-    volumes.sort_by_key(|v| {
-        (v.role == VolumeRole::Data, v.device.is_empty(), v.device.clone(), v.source.clone())
-    });
-    volumes.truncate(MOST_VOLUMES);
+    volumes.sort_by_cached_key(|volume| rank(scene, &volume.source));
     volumes
 }
 
@@ -181,12 +229,16 @@ pub async fn write(case: &Case, volumes: Vec<OrderedVolume>) -> Result<Ordered, 
     }
     let Sought { rules, indicators } = artifacts::sought(store, room).await?;
     let before = scans(store, &scene.case).await?;
-    let scan = scan_id(&scene.case, &scene.nonce, case.journal.now(), before.last());
+    // Several rooms may be ordered for in the same moment.
+    let nonce = format!("{}{}", scene.nonce, in_room(scene.room));
+    let newest = before.last_key_value().map(|(scan, _)| scan);
+    let scan = scan_id(&scene.case, &nonce, case.journal.now(), newest);
     let scan = scan.ok_or("the clock tells no time")?;
     let order = WorkOrder {
         v: VersionOne,
         case: scene.case.clone(),
         instance: scene.instance.clone(),
+        room: scene.room,
         scan: scan.clone(),
         volumes,
         rules,
@@ -195,7 +247,7 @@ pub async fn write(case: &Case, volumes: Vec<OrderedVolume>) -> Result<Ordered, 
         publish: Destination { bucket: store.bucket().to_owned(), topic: room.topic.clone() },
         task_token: room.task_token.clone(),
     };
-    let key = order_key(&scene.case, &scan);
+    let key = order_key(&scene.case, scene.room, &scan);
     let bytes = serde_json::to_vec_pretty(&order).map_err(|error| error.to_string())?;
     let put = patiently(|| store.create(&key, bytes.clone())).await?;
     if put == Put::Exists && patiently(|| store.get(&key)).await?.as_ref() != Some(&bytes) {
@@ -210,7 +262,8 @@ pub async fn write(case: &Case, volumes: Vec<OrderedVolume>) -> Result<Ordered, 
 pub async fn log(case: &Case, ordered: &Ordered) {
     let scan = &ordered.order.scan;
     if !case.journal.ledger().await.orders.contains_key(scan) {
-        let body = Body::Ordered { scan: scan.clone(), order: ordered.exhibit.clone() };
+        let (room, order) = (ordered.order.room, ordered.exhibit.clone());
+        let body = Body::Ordered { scan: scan.clone(), room, order };
         case.journal.append(Some(Step::CleanRoom), body).await;
     }
 }

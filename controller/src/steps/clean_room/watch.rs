@@ -409,7 +409,9 @@ async fn before(case: &Case, scan: &ScanId) -> Result<Vec<String>, String> {
     let (store, id) = (&*case.store, &case.scene.case);
     let ledger = case.journal.ledger().await;
     let scans = order::scans(store, id).await?;
-    let open = scans.range(..scan.clone()).rev().filter(|scan| !ledger.is_over(scan));
+    // Another room's are no sign of this one's life.
+    let before = scans.range(..scan.clone()).rev().filter(|(_, room)| **room == case.scene.room);
+    let open = before.map(|(scan, _)| scan).filter(|scan| !ledger.is_over(scan));
     let mut told = Vec::new();
     for other in open.take(MOST_BEFORE) {
         let keys = store.list(&events_prefix(id, other), false).await;
