@@ -87,8 +87,9 @@ def is_form(kind):
 def wsgi(application):
     def call(environ, start_response):
         if environ["PATH_INFO"] == "/_calls":
-            start_response("200 OK", [("Content-Type", "application/json")])
-            return [told()]
+            answer = told()
+            start_response("200 OK", [("Content-Length", str(len(answer)))])
+            return [answer]
         body = None
         if is_form(environ.get("CONTENT_TYPE")):
             body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -107,9 +108,10 @@ def asgi(application):
         if scope["type"] != "http":
             return await application(scope, receive, send)
         if scope["path"] == "/_calls":
-            kind = [(b"content-type", b"application/json")]
-            await send({"type": "http.response.start", "status": 200, "headers": kind})
-            return await send({"type": "http.response.body", "body": told()})
+            answer = told()
+            length = [(b"content-length", str(len(answer)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": length})
+            return await send({"type": "http.response.body", "body": answer})
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
         if not is_form(headers.get("content-type")):
             note(headers, scope["method"], scope["path"], scope["query_string"].decode(), None)
