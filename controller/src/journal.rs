@@ -203,6 +203,27 @@ impl Journal {
         journal
     }
 
+    /// The same, where a log that can not be read is an error and none that is begun anew.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn found(
+        store: Arc<dyn Store>,
+        case: CaseId,
+        writer: Writer,
+        spool: Spool,
+    ) -> Result<Self, JournalError> {
+        let journal = Self::new(store, case, writer, spool);
+        let objects = load(&*journal.store, &journal.case).await?;
+        let mut head = journal.head.lock().await;
+        for object in objects {
+            absorb(&mut head, &journal.case, &object);
+        }
+        journal.load_spool(&mut head);
+        drop(head);
+        Ok(journal)
+    }
+
     /// Takes what an earlier run could not write into account.
     fn load_spool(&self, head: &mut Head) {
         for event in self.spool.load(&self.case) {

@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, stream};
 use super::FlowError;
 use crate::{
     claim::{self, Claim},
-    journal::{self, Journal, Ledger, Spool, Writer},
+    journal::{Journal, Ledger, Spool, Writer},
 };
 
 /// Why a word names no one instance.
@@ -215,8 +215,6 @@ pub async fn case(store: &dyn Store, caller: &Caller, case: &CaseId) -> Result<K
 /// # Errors
 /// When the log can not be read.
 pub async fn log(run: &crate::case::Run, case: &CaseId) -> Result<(Journal, Ledger), FlowError> {
-    // Reading first tells a log that can not be read from one that can not be written.
-    journal::read(&*run.cloud.store, case).await?;
     let writer = Writer {
         actor: run.caller.arn.clone(),
         nonce: run.nonce.clone(),
@@ -224,7 +222,7 @@ pub async fn log(run: &crate::case::Run, case: &CaseId) -> Result<(Journal, Ledg
         bound: run.bounds.custody,
     };
     let spool = Spool::at(run.spool.clone());
-    let journal = Journal::open(run.cloud.store.clone(), case.clone(), writer, spool).await;
+    let journal = Journal::found(run.cloud.store.clone(), case.clone(), writer, spool).await?;
     let ledger = journal.ledger().await;
     Ok((journal, ledger))
 }

@@ -78,6 +78,7 @@ impl Scene {
             settings: format!("exempt = [\"{exempt}\"]\n{SETTINGS}"),
             faults: rough,
             account: proxy.as_ref().map(Microburst::url),
+            parameters: std::collections::BTreeMap::new(),
         };
         let stack = ResponseStack::start(&program, &world).expect("a stack");
         if let Some(proxy) = &proxy {

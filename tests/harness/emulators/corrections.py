@@ -9,6 +9,7 @@ import hashlib
 import json
 from urllib.parse import urlparse
 
+from moto import backends
 from moto.core.exceptions import ServiceException
 from moto.core.responses import ActionResult, BaseResponse
 from moto.core.utils import utcnow
@@ -17,8 +18,10 @@ from moto.ec2.exceptions import InvalidSecurityGroupNotFoundError
 from moto.ec2.models.elastic_block_store import EBSBackend
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface, NetworkInterfaceBackend
 from moto.ec2.models.instances import Instance, InstanceBackend
+from moto.ec2.models.tags import TagBackend
 from moto.ec2.responses.elastic_network_interfaces import ElasticNetworkInterfaces
 from moto.ec2.responses.instances import InstanceResponse
+from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, get_prefix
 from moto.iam.access_control import IAMPolicyStatement, PermissionResult
 from moto.instance_metadata import urls as instance_metadata
 from moto.instance_metadata.responses import InstanceMetadataResponse
@@ -46,6 +49,7 @@ def apply():
     one_volume_is_at_a_device()
     shared_snapshots_can_be_copied()
     the_metadata_service_is_a_rooms()
+    what_is_looked_up_often_is_found_at_once()
     stacks.apply()
 
 
@@ -323,3 +327,25 @@ def user_data(instance):
         return base64.b64decode(given, validate=True).decode()
     except ValueError:
         return given.decode(errors="replace")
+
+
+def what_is_looked_up_often_is_found_at_once():
+    """For the tags of one resource moto goes through those of all, and for each filter of each listing through that for every
+    resource: among a thousand instances a call takes a second. And it lists its own folder for every request."""
+    original = TagBackend.describe_tags
+
+    def describe_tags(self, filters=None):
+        names = (filters or {}).get("resource-id", [])
+        plain = len(names) == 1 and not any(wild in names[0] for wild in "*?[\\")
+        if not plain or len(filters) > 1:
+            return original(self, filters)
+        kind = EC2_PREFIX_TO_RESOURCE.get(get_prefix(names[0]), "")
+        tags = dict(self.tags.get(names[0], {}))
+        return [
+            {"resource_id": names[0], "key": key, "value": value, "resource_type": kind}
+            for key, value in tags.items()
+        ]
+
+    TagBackend.describe_tags = describe_tags
+    modules = frozenset(backends.list_of_moto_modules())
+    backends.list_of_moto_modules = lambda: modules

@@ -16,6 +16,7 @@ def apply():
     call = stepfunctions._call_lambda
     start = stepfunctions._start_execution
     nested = stepfunctions._invoke_nested_start_execution
+    distributed = stepfunctions._run_distributed_map
 
     def execute_task(state, given, execution, context):
         """TimeoutSecondsPath bounds a task (Developer Guide, "Task workflow state")."""
@@ -23,6 +24,13 @@ def apply():
         if path:
             state = {**state, "TimeoutSeconds": stepfunctions._resolve_path(path, given)}
         return execute(state, given, execution, context)
+
+    def run_distributed(state, given, effective, iterator, execution, context):
+        """MaxConcurrencyPath bounds a Map (Developer Guide, "Distributed Map state fields")."""
+        path = state.get("MaxConcurrencyPath")
+        if path:
+            state = {**state, "MaxConcurrency": stepfunctions._resolve_path(path, effective)}
+        return distributed(state, given, effective, iterator, execution, context)
 
     def call_lambda(function, event):
         """A throttled function is Lambda.TooManyRequestsException (Developer Guide, "Handling transient Lambda service
@@ -54,6 +62,7 @@ def apply():
 
     stepfunctions._start_execution = start_execution
     stepfunctions._invoke_nested_start_execution = start_nested
+    stepfunctions._run_distributed_map = run_distributed
     stepfunctions._execute_task = execute_task
     stepfunctions._call_lambda = call_lambda
     stepfunctions._invoke_with_callback = invoke_with_callback

@@ -4,7 +4,7 @@
 
 Options: "name" of the stack; "template", "machine", "many": files; "program": the bootstrap; "wrapped": what it wraps, or
 null; "settings": text of cleanroom.toml; "bucket", "key" of the evidence, in moto; "environment" of the functions besides
-what the template says. The artifacts go into both emulators: MiniStack takes the program from its own S3, and the functions
+what the template says; "parameters" of the stack besides. The artifacts go into both emulators: MiniStack takes the program from its own S3, and the functions
 read their settings where they read everything else. Independent of Cleanroom's own adapters on purpose.
 """
 
@@ -70,6 +70,7 @@ def main():
         "Bucket": options["bucket"],
         "MakeBucket": "false",
         "Key": options["key"],
+        **options["parameters"],
     }
     aws.cloudformation.create_stack(
         StackName=options["name"],

@@ -5,6 +5,8 @@
     serve.py microburst --upstream http://127.0.0.1:PORT [--seed NUMBER]
     serve.py router --upstream http://127.0.0.1:PORT --ministack http://127.0.0.1:PORT
 
+moto and MiniStack count what they are asked (counting.py).
+
 Listens first and then prints one line, {"port": NUMBER}: nobody else can take the port between.
 Everything printed later goes to standard error. When standard input ends, which it does when the
 parent dies in whatever way, or when --lifetime seconds are over, the process and its children are
@@ -32,7 +34,7 @@ def main():
     parser.add_argument("--ministack")
     # What state machines wait, and wait between tries, times this.
     parser.add_argument("--waits", type=float)
-    parser.add_argument("--lifetime", type=int, default=1800)
+    parser.add_argument("--lifetime", type=int, default=7200)
     options = parser.parse_args()
     die_with_parent(options.lifetime)
 
@@ -64,7 +66,8 @@ def announce(port):
 
 
 def moto(listener, port, _options):
-    os.environ["MOTO_PORT"] = str(port)
+    # A page of S3 has a thousand names (API Reference, ListObjectsV2); moto's own default is a hundred.
+    os.environ.update(MOTO_PORT=str(port), MOTO_S3_DEFAULT_MAX_KEYS="1000")
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -73,9 +76,10 @@ def moto(listener, port, _options):
     from werkzeug.serving import make_server
 
     import corrections
+    import counting
 
     corrections.apply()
-    application = DomainDispatcherApplication(create_backend_app)
+    application = counting.wsgi(DomainDispatcherApplication(create_backend_app))
     server = make_server(
         "127.0.0.1",
         port,
@@ -103,14 +107,16 @@ def ministack(listener, port, options):
     from hypercorn.config import Config
     from ministack.app import app
 
+    import counting
     import ministack_corrections
 
     ministack_corrections.apply()
+    counting.watch_machines()
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]
     config.keep_alive_timeout = 75
     announce(port)
-    asyncio.run(serve(app, config))
+    asyncio.run(serve(counting.asgi(app), config))
 
 
 def microburst(listener, port, options):

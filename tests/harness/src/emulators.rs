@@ -10,7 +10,7 @@
 //! | [`World`] | A known account in moto, and its present state as read by Python's SDK, not by ours |
 //!
 //! Every server listens on a port of 127.0.0.1 that the kernel chose, holds its state in memory,
-//! and dies with this process, however that ends, and after half an hour at the latest. Installs
+//! and dies with this process, however that ends, and after two hours at the latest. Installs
 //! Python packages into the cache once, each checked against its hash. Never reaches AWS: the
 //! Python side refuses any address but 127.0.0.1, and the servers see neither credentials nor
 //! proxies of the machine.

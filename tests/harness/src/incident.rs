@@ -201,6 +201,7 @@ impl Incident {
             settings: format!("{more}{settings}"),
             faults: false,
             account: None,
+            parameters: BTreeMap::new(),
         };
         ResponseStack::start(&program, &self.world)
     }

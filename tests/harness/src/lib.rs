@@ -12,6 +12,7 @@
 
 pub mod asl;
 pub mod bench;
+pub mod crowd;
 pub mod damage;
 pub mod demo;
 pub mod disk;

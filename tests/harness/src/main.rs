@@ -1,10 +1,10 @@
-//! `cargo demo`, `cargo selftest`, `cargo bench-agent`, `cargo package-release` and `cargo package-tools`.
+//! `cargo demo`, `cargo selftest`, `cargo bench-agent`, `cargo bench-response`, `cargo package-release` and `cargo package-tools`.
 #![allow(clippy::print_stderr, reason = "a command for people reports its errors on stderr")]
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cleanroom_harness::{bench, demo, release, selftest};
+use cleanroom_harness::{bench, crowd, demo, release, selftest};
 
 /// Cleanroom's demo, self-test and benchmark.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Selftest,
     /// Measure the agent beside other programs.
     BenchAgent(bench::Options),
+    /// Measure a response to many instances at once, in an emulated account.
+    BenchResponse(crowd::Options),
     /// Build the agent for Amazon Linux 2023, and gather what is deployed.
     PackageRelease,
     /// Make the bundle of tools that investigators find in a clean room.
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Selftest => selftest::run(),
         Command::BenchAgent(options) => bench::run(&options),
+        Command::BenchResponse(options) => crowd::run(&options),
         Command::PackageRelease => release::run_all(),
         Command::PackageTools(options) => release::bundle::run_all(&options),
     };

@@ -115,6 +115,8 @@ pub struct Program {
     pub faults: bool,
     /// Where requests to the account go, if not to moto itself: a proxy.
     pub account: Option<String>,
+    /// Parameters of the stack besides those that every stack has.
+    pub parameters: BTreeMap<String, String>,
 }
 
 impl ResponseStack {
@@ -150,6 +152,7 @@ impl ResponseStack {
             "bucket": world.bucket(),
             "key": world.key(),
             "environment": environment,
+            "parameters": program.parameters,
         });
         let file = scratch.path().join("options.json");
         fs::write(&file, options.to_string()).context("write what to deploy")?;
@@ -235,12 +238,35 @@ impl ResponseStack {
     /// # Errors
     /// Where MiniStack does not answer.
     pub fn executions(&self) -> Result<Vec<String>> {
+        Ok(self.standings()?.into_keys().collect())
+    }
+
+    /// How each execution of the response machine stands, by its name.
+    ///
+    /// # Errors
+    /// Where MiniStack does not answer.
+    pub fn standings(&self) -> Result<BTreeMap<String, String>> {
         let machine = self.output("ResponseMachine");
-        let asked = json!({ "stateMachineArn": machine, "maxResults": 1000 });
-        let told = self.call(Service::States, "ListExecutions", &asked)?;
-        let all = told["executions"].as_array().context("no list of executions")?;
-        let name = |item: &Value| item["name"].as_str().map(str::to_owned);
-        Ok(all.iter().filter_map(name).collect())
+        let mut asked = json!({ "stateMachineArn": machine, "maxResults": 1000 });
+        let mut all = BTreeMap::new();
+        loop {
+            let told = self.call(Service::States, "ListExecutions", &asked)?;
+            let page = told["executions"].as_array().context("no list of executions")?;
+            let text = |item: &Value, name: &str| item[name].as_str().map(str::to_owned);
+            all.extend(page.iter().filter_map(|i| Some((text(i, "name")?, text(i, "status")?))));
+            match told["nextToken"].as_str() {
+                Some(next) => asked["nextToken"] = json!(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// What MiniStack has counted so far: see `counting.py`.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn counts(&self) -> Result<Value> {
+        self.ministack.counts()
     }
 
     /// An execution of the response machine; `None` where there is none of this name.

@@ -24,6 +24,7 @@ use nix::{
     unistd::Pid,
 };
 use serde::Deserialize;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{ACCESS_KEY, REGION, SECRET_KEY, http, venv};
@@ -115,6 +116,12 @@ impl Server {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// What it has counted so far: see `counting.py`.
+    fn counts(&self) -> Result<Value> {
+        let told = self.control("GET", "/_calls", "")?;
+        serde_json::from_str(&told).context("read what was counted")
+    }
+
     /// The process id.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
@@ -186,6 +193,14 @@ impl Moto {
         self.0.log()
     }
 
+    /// What it has counted so far: see `counting.py`.
+    ///
+    /// # Errors
+    /// Where the server does not answer.
+    pub fn counts(&self) -> Result<Value> {
+        self.0.counts()
+    }
+
     /// The server's process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -233,6 +248,14 @@ impl MiniStack {
     #[must_use]
     pub fn log(&self) -> String {
         self.0.log()
+    }
+
+    /// What it has counted so far: see `counting.py`.
+    ///
+    /// # Errors
+    /// Where the server does not answer.
+    pub fn counts(&self) -> Result<Value> {
+        self.0.counts()
     }
 
     /// The server's process id.

@@ -20,6 +20,7 @@ fn stack() -> &'static ResponseStack {
             settings: String::new(),
             faults: true,
             account: None,
+            parameters: std::collections::BTreeMap::new(),
         };
         (moto, ResponseStack::start(&program, &world).expect("a stack"))
     });
