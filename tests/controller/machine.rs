@@ -5,27 +5,15 @@ mod counts;
 mod drill;
 mod rooms;
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    time::Duration,
-};
+use std::{cell::RefCell, collections::BTreeSet, fs, time::Duration};
 
-use cleanroom_cloud::{Change, ExecutionState, InstanceState};
-use cleanroom_cloud_fake::{FakeCloud, RoomEnds, World};
+use cleanroom_cloud_fake::{FakeCloud, World};
 use cleanroom_contract::{CaseId, InstanceId};
 use cleanroom_controller::{
     brake::{AtDeadline, BrakePolicy},
     case::{Policy, Run},
     execution::{Ask, Failed},
-    flow::{
-        approval,
-        approval::Decision,
-        contain_only,
-        drill::{self, Wanted, clean},
-        follow, single, status,
-    },
+    flow::{approval, approval::Decision, contain_only, single, status},
     journal::{self, Ledger, verify},
 };
 use cleanroom_harness::{
@@ -35,9 +23,8 @@ use cleanroom_harness::{
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::{
-    room::several,
-    support::{assert_contained, changes_since, everything, respond, respond_to, run, suspect},
+use crate::support::{
+    assert_contained, changes_since, everything, respond, respond_to, run, suspect,
 };
 
 /// What becomes of a function's invocation.

@@ -1,6 +1,14 @@
 //! How many calls a response in the state machine takes, whoever else is responded to.
 
-use super::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+use cleanroom_cloud_fake::World;
+use cleanroom_controller::{brake::BrakePolicy, case::Policy};
+use cleanroom_harness::asl::Answer;
+use serde_json::json;
+
+use super::{Functions, case, done};
+use crate::support::suspect;
 
 /// Calls by operation that the last of so many instances takes, one after another.
 fn calls_of_the_last(count: u16) -> BTreeMap<String, usize> {

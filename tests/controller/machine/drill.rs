@@ -1,6 +1,17 @@
 //! A drill that the state machine responds to.
 
-use super::*;
+use cleanroom_cloud::{Change, ExecutionState, InstanceState};
+use cleanroom_cloud_fake::{FakeCloud, World};
+use cleanroom_controller::{
+    case::Policy,
+    flow::{
+        drill::{self, Wanted, clean},
+        follow,
+    },
+};
+
+use super::{Functions, done};
+use crate::support::run;
 
 const MACHINE: &str = "arn:aws:states:us-east-1:123456789012:stateMachine:cleanroom-response";
 const FUNCTION: &str = "arn:aws:sts::123456789012:assumed-role/cleanroom-step/cleanroom-step";

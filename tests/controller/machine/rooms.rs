@@ -1,6 +1,16 @@
 //! Clean rooms that the state machine has made: one, several side by side, and those that come to nothing.
 
-use super::*;
+use std::time::Duration;
+
+use cleanroom_cloud_fake::{RoomEnds, World};
+use cleanroom_controller::{case::Policy, execution::Ask, flow::single, journal::verify};
+use serde_json::json;
+
+use super::{Fate, Functions, case, done, ledger};
+use crate::{
+    room::several,
+    support::{assert_contained, everything, run, suspect},
+};
 
 #[test]
 fn a_room_is_launched_awaited_and_read_back() {

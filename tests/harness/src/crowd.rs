@@ -245,7 +245,7 @@ fn by_machine(programs: &Path, count: u32, options: &Options) -> Result<Column> 
         ]),
     };
     let stack = ResponseStack::start(&program, &fleet.world)?;
-    let (began, at) = (Instant::now(), SystemTime::now());
+    let (began, at) = (Instant::now(), now());
     stack.publish(&fleet.world.instances().join(" "))?;
     // Ten times as long as all of them take to begin, and a few minutes.
     let patience = Duration::from_secs(300 + u64::from(count) * 600 / u64::from(options.pace));
@@ -348,7 +348,7 @@ fn by_command(programs: &Path, count: u32, _options: &Options) -> Result<Column>
     }
     command.args(["respond", "--file", "ids", "--concurrency", CONCURRENCY, "--format", "jsonl"]);
     let before = children()?;
-    let (began, at) = (Instant::now(), SystemTime::now());
+    let (began, at) = (Instant::now(), now());
     let mut child = command.stdout(out).stderr(told).spawn().context("start cleanroom")?;
     let watch = memory::Watch::start(child.id());
     let status = child.wait().context("wait for cleanroom")?;
@@ -391,6 +391,12 @@ fn children() -> Result<Duration> {
         Duration::from_micros(u64::try_from(micros).unwrap_or_default())
     };
     Ok(micros(usage.user_time()) + micros(usage.system_time()))
+}
+
+/// The time, by the clock that the emulators go by.
+#[expect(clippy::disallowed_methods, reason = "what other programs count is compared with it")]
+fn now() -> SystemTime {
+    SystemTime::now()
 }
 
 /// From a moment until a time in seconds since 1970; nothing where it never came.
