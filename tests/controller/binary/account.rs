@@ -114,8 +114,21 @@ print(json.dumps({key: json.loads(read(key)) for key in keys}))
     pub(super) fn events(&self, case: &str) -> Vec<Value> {
         let prefix = format!("cases/{case}/custody/");
         let all = self.objects().into_iter().filter(|(key, _)| key.starts_with(&prefix));
-        all.map(|(_, event)| event).collect()
+        all.flat_map(|(_, event)| each(event)).collect()
     }
+}
+
+/// What an object of the log tells, one by one: where the bucket is slow, what happens meanwhile shares an object.
+fn each(mut event: Value) -> Vec<Value> {
+    let entries = event.get_mut("entries").map(Value::take);
+    let Some(Value::Array(entries)) = entries else { return vec![event] };
+    let with_who = |entry: Value| {
+        let mut whole = event.clone();
+        let members = entry.as_object().expect("an entry").clone();
+        whole.as_object_mut().expect("an event").extend(members);
+        whole
+    };
+    entries.into_iter().map(with_who).collect()
 }
 
 /// Runs a few lines of Python on AWS's SDK, with `client(service)`, `json` and `sys`; what they print.
