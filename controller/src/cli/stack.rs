@@ -20,7 +20,7 @@ pub(crate) struct Deploy {
     pub tools: Option<PathBuf>,
 
     /// YARA rules of scans for which nobody names others: a file, or a folder of them. May be given several times
-    /// [default: rules of [room] in --settings, else those that are there].
+    /// [default: those that --settings names, else those that are there].
     #[arg(long, value_name = "PATH", conflicts_with = "delete")]
     pub rules: Vec<PathBuf>,
 

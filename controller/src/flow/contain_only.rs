@@ -98,7 +98,7 @@ pub async fn contain(run: &Run, ask: &Ask) -> Result<Value, Failed> {
 }
 
 /// Looks at the open cases of this account and Region until `ends`, and contains again what is not as it was left. Where there
-/// is no time for all of them, each hour's round begins with others, and none is left out for good: by where each has its `place`.
+/// is no time for all of them, each hour's round begins with others, and none is left out for good: each has its `place`.
 ///
 /// # Errors
 /// When the cases can not be listed.
