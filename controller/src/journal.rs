@@ -2,11 +2,14 @@
 //!
 //! Purpose: appends events as numbered objects, each with the digest of the one before, in the evidence bucket; reads
 //! them back. What the bucket does not take goes to a spool on this machine and is appended later, marked `late`:
-//! containment never waits for the log beyond a bound. Touches the store through its port and the spool
-//! folder. Never overwrites or deletes an event.
+//! containment never waits for the log beyond a bound. Now and then all events so far are stored once more in one
+//! object, a checkpoint, so that whoever begins anew need not read them one by one. Touches the store through its port and
+//! the spool folder. Never overwrites or deletes an event.
 
+mod checkpoint;
 pub mod event;
 mod ledger;
+mod load;
 mod spool;
 pub mod verify;
 
@@ -25,9 +28,15 @@ use futures_util::future::join_all;
 use sha2::Digest as _;
 use tokio::sync::Mutex;
 
-use self::event::{Body, CustodyEvent, Entry};
+pub(crate) use self::load::decode;
+use self::{
+    checkpoint::Chain,
+    event::{Body, CustodyEvent, Entry},
+    load::{Loaded, Stored, load},
+};
 pub use self::{
     ledger::{Answered, Asked, Examined, Ledger},
+    load::read,
     spool::Spool,
 };
 use crate::case::{Clock, Step, lock};
@@ -91,6 +100,8 @@ struct Head {
     /// Nonces of the events that were met in the store: an event whose answer was lost may be there although it was
     /// spooled, and is not appended again.
     stored: BTreeSet<String>,
+    /// The objects in the store, for the next checkpoint.
+    chain: Chain,
 }
 
 /// Counts the events of this process: two logs of one run never give the same nonce.
@@ -151,11 +162,8 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// How far apart two events' numbers may be and still be of one log.
-const FARTHEST: u64 = 10_000;
-
-/// How many objects are read at once where another writer was first.
-const AHEAD: u64 = 8;
+/// How many objects are read at once where another writer was first: at first, and at most.
+const AHEAD: (u64, u64) = (2, 16);
 
 /// How an attempt to append ended.
 enum Appended {
@@ -188,11 +196,7 @@ impl Journal {
         let loaded = tokio::time::timeout(journal.writer.bound * 4, loading).await;
         let mut head = journal.head.lock().await;
         match loaded {
-            Ok(Ok(objects)) => {
-                for object in objects {
-                    absorb(&mut head, &journal.case, &object);
-                }
-            }
+            Ok(Ok(loaded)) => take(&mut head, &journal.case, &loaded),
             Ok(Err(error)) => *lock(&journal.down) = Some(error_chain(&error)),
             Err(_) => {
                 *lock(&journal.down) = Some("the store did not answer in time".to_owned());
@@ -214,11 +218,9 @@ impl Journal {
         spool: Spool,
     ) -> Result<Self, JournalError> {
         let journal = Self::new(store, case, writer, spool);
-        let objects = load(&*journal.store, &journal.case).await?;
+        let loaded = load(&*journal.store, &journal.case).await?;
         let mut head = journal.head.lock().await;
-        for object in objects {
-            absorb(&mut head, &journal.case, &object);
-        }
+        take(&mut head, &journal.case, &loaded);
         journal.load_spool(&mut head);
         drop(head);
         Ok(journal)
@@ -365,11 +367,12 @@ impl Journal {
             return Ok(());
         }
         let mut pause = Duration::from_millis(50);
+        let mut ahead = AHEAD.0;
         loop {
-            match self.try_write(head, event).await {
+            match self.try_write(head, event, ahead).await {
                 Ok(Appended::Written) => return Ok(()),
                 Ok(Appended::Behind) if moot(&head.ledger) => return Ok(()),
-                Ok(Appended::Behind) => {}
+                Ok(Appended::Behind) => ahead = (ahead * 2).min(AHEAD.1),
                 // The caller's bound ends this.
                 Err(JournalError::Store { source, .. }) if source.is_transient() => {
                     tokio::time::sleep(pause).await;
@@ -384,6 +387,7 @@ impl Journal {
         &self,
         head: &mut Head,
         event: &mut CustodyEvent,
+        ahead: u64,
     ) -> Result<Appended, JournalError> {
         let store_error = |source| JournalError::Store { case: self.case.clone(), source };
         event.seq = head.seq.saturating_add(1);
@@ -398,7 +402,7 @@ impl Journal {
         }
         // Either a lost answer to a write of this event, or another writer, who may be further ahead: step by step nobody
         // would catch up with one who writes without a pause.
-        let numbers = event.seq..event.seq.saturating_add(AHEAD);
+        let numbers = event.seq..event.seq.saturating_add(ahead);
         let keys: Vec<_> = numbers.clone().map(|number| event::key(&self.case, number)).collect();
         let found = join_all(keys.iter().map(|key| self.store.get(key))).await;
         for ((number, key), found) in numbers.zip(&keys).zip(found) {
@@ -442,14 +446,22 @@ impl Journal {
         *lock(&self.down) = None;
         0
     }
-}
 
-/// An object of the log, as it is in the store.
-struct Stored {
-    number: u64,
-    /// None where it is no event.
-    event: Option<CustodyEvent>,
-    bytes: Vec<u8>,
+    /// Stores a checkpoint, where enough was written since the last one. One that the store does not take is not missed:
+    /// its events are.
+    pub async fn checkpoint(&self) {
+        self.drain().await;
+        let mut head = self.head.lock().await;
+        if self.down().is_some() {
+            return;
+        }
+        let Some((last, bytes)) = head.chain.due(&self.case) else { return };
+        let key = checkpoint::key(&self.case, last);
+        let put = self.store.create(&key, bytes);
+        if let Ok(Ok(_)) = tokio::time::timeout(self.writer.bound, put).await {
+            head.chain.is_stored(last);
+        }
+    }
 }
 
 /// Takes an object that is in the store for the end of the chain. What is no event of this place is passed over: it is named by
@@ -457,71 +469,24 @@ struct Stored {
 fn absorb(head: &mut Head, case: &CaseId, object: &Stored) {
     head.seq = object.number;
     head.digest = Some(digest(&object.bytes));
+    head.chain.take(case, object);
     if let Some(event) = object.event.as_ref().filter(|e| e.is_at(case, object.number)) {
         head.stored.insert(event.nonce.clone());
         head.take(event);
     }
 }
 
+/// Takes a log that was read into account.
+fn take(head: &mut Head, case: &CaseId, log: &Loaded) {
+    for object in &log.objects {
+        absorb(head, case, object);
+    }
+    head.chain.is_stored(log.checkpoint);
+}
+
 /// An event's bytes: compact JSON, its keys in the order of their declaration.
 fn encode(event: &CustodyEvent) -> Vec<u8> {
     serde_json::to_vec(event).unwrap_or_default()
-}
-
-/// An event of these bytes.
-pub(crate) fn decode(key: &str, bytes: &[u8]) -> Result<CustodyEvent, JournalError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| JournalError::Malformed { key: key.to_owned(), why: error.to_string() })
-}
-
-/// All events of a case with their bytes, in order. What else lies between them is left to [`verify`].
-///
-/// # Errors
-/// When the store does not answer.
-pub async fn read(
-    store: &dyn Store,
-    case: &CaseId,
-) -> Result<Vec<(CustodyEvent, Vec<u8>)>, JournalError> {
-    let objects = load(store, case).await?;
-    Ok(objects
-        .into_iter()
-        .filter_map(|o| Some((o.event.filter(|e| e.is_at(case, o.number))?, o.bytes)))
-        .collect())
-}
-
-/// The log's objects in the order of their numbers.
-async fn load(store: &dyn Store, case: &CaseId) -> Result<Vec<Stored>, JournalError> {
-    use futures_util::{StreamExt as _, stream};
-    let store_error = |source| JournalError::Store { case: case.clone(), source };
-    let keys = store.list(&event::prefix(case), false).await.map_err(store_error)?;
-    let mut numbers: Vec<_> = keys.iter().filter_map(|key| event::number(case, key)).collect();
-    numbers.sort_unstable();
-    // A number far beyond the others is no event of ours: taken for the end of the chain, it would leave no room behind it.
-    let mut last = 0;
-    numbers.retain(|&number| {
-        let near = number - last <= FARTHEST;
-        if near {
-            last = number;
-        }
-        near
-    });
-    let gets: Vec<_> = numbers
-        .into_iter()
-        .map(|number| async move {
-            let key = event::key(case, number);
-            let bytes = store.get(&key).await;
-            (number, key, bytes)
-        })
-        .collect();
-    let answers: Vec<_> = stream::iter(gets).buffered(16).collect().await;
-    let mut objects = Vec::with_capacity(answers.len());
-    for (number, key, bytes) in answers {
-        // One that was hidden since it was listed is as good as never listed.
-        if let Some(bytes) = bytes.map_err(store_error)? {
-            objects.push(Stored { number, event: decode(&key, &bytes).ok(), bytes });
-        }
-    }
-    Ok(objects)
 }
 
 /// An error and its causes, on one line.

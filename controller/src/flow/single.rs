@@ -349,5 +349,7 @@ pub(super) async fn end(case: &Case, ask: &Ask, facts: Value) -> Value {
         }
         facts.insert("late".to_owned(), json!(late.len()));
     }
+    // The next step begins with this log.
+    case.journal.checkpoint().await;
     Value::Object(facts)
 }

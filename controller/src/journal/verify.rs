@@ -10,7 +10,7 @@ use cleanroom_contract::{CaseId, Sha256};
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    JournalError, decode, digest,
+    JournalError, checkpoint, decode, digest,
     event::{self, Body, CustodyEvent, Exhibit},
 };
 
@@ -45,6 +45,15 @@ pub async fn verify(store: &dyn Store, case: &CaseId) -> Result<Verdict, Journal
         }
     }
     let (events, mut verdict) = judge(case, &versions, &objects);
+    let checkpoints: BTreeSet<_> =
+        versions.iter().filter_map(|v| checkpoint::number(case, &v.key)).collect();
+    let keys = checkpoints.iter().map(|last| checkpoint::key(case, *last)).collect();
+    for (last, bytes) in checkpoints.iter().zip(get_all(store, keys).await) {
+        // One that was deleted is named by its mark.
+        if let Some(bytes) = bytes.map_err(store_error)? {
+            verdict.faults.extend(differs(case, *last, &bytes, &objects));
+        }
+    }
     let exhibits: Vec<_> = events.iter().flat_map(exhibits).collect();
     verdict.exhibits = exhibits.len();
     for (exhibit, found) in exhibits.iter().zip(digests(store, &exhibits).await) {
@@ -148,6 +157,22 @@ fn judge(
     (events, verdict)
 }
 
+/// What a checkpoint says that the log does not say.
+fn differs(
+    case: &CaseId,
+    last: u64,
+    bytes: &[u8],
+    objects: &BTreeMap<u64, Vec<u8>>,
+) -> Option<String> {
+    let key = checkpoint::key(case, last);
+    let Some((found, _)) = checkpoint::decide_chain(case, last, bytes) else {
+        return Some(format!("{key} is no checkpoint of this log"));
+    };
+    // What is missing in the log is named for itself.
+    let other = found.iter().find(|o| objects.get(&o.number).is_some_and(|b| *b != o.bytes))?;
+    Some(format!("{key} has another event {} than the log", other.number))
+}
+
 /// Events that are not there, although later ones are.
 fn missing(case: &CaseId, first: u64, last: u64) -> String {
     let first_key = event::key(case, first);
@@ -173,7 +198,8 @@ fn tampered(case: &CaseId, versions: &[ObjectVersion]) -> Vec<String> {
         if count > 1 {
             faults.push(format!("{key} has {count} versions: it was overwritten"));
         }
-        if key.starts_with(&event::prefix(case)) && event::number(case, key).is_none() {
+        let known = event::number(case, key).or_else(|| checkpoint::number(case, key));
+        if key.starts_with(&event::prefix(case)) && known.is_none() {
             faults.push(format!("{key} does not belong into the custody log"));
         }
     }

@@ -66,14 +66,15 @@ fn an_instance_that_is_terminated_half_way_still_has_its_evidence() {
     suspect.stack().fault(&suspect.instance, "prepare", StepFault::Hang, 1).expect("a fault");
     suspect.alert();
     is_snapshotted(&suspect);
-    // Whoever may, takes the guard away.
+    // Whoever may, takes the guard away, and again where it was put up in between.
     let id = &suspect.instance;
-    for action in [
-        format!("Action=ModifyInstanceAttribute&InstanceId={id}&DisableApiTermination.Value=false"),
-        format!("Action=TerminateInstances&InstanceId.1={id}"),
-    ] {
-        suspect.stack().ec2(&action).expect(&action);
-    }
+    let unguard =
+        format!("Action=ModifyInstanceAttribute&InstanceId={id}&DisableApiTermination.Value=false");
+    let terminate = format!("Action=TerminateInstances&InstanceId.1={id}");
+    suspect.scene.wait("it to be terminated", || {
+        suspect.stack().ec2(&unguard).expect("take the guard away");
+        suspect.stack().ec2(&terminate).ok()
+    });
     suspect.succeeded(1);
     let state = suspect.state();
     assert_eq!(state["state"], "terminated", "{state:#}");

@@ -7,14 +7,19 @@ server's own process; nothing on disk changes. To be looked at again with every 
 import base64
 import hashlib
 import json
+import logging
+import threading
+from functools import cache
 from urllib.parse import urlparse
 
 from moto import backends
+from moto.core import responses, utils
 from moto.core.exceptions import ServiceException
 from moto.core.responses import ActionResult, BaseResponse
 from moto.core.utils import utcnow
 from moto.ec2 import ec2_backends
 from moto.ec2.exceptions import InvalidSecurityGroupNotFoundError
+from moto.ec2.models.core import TaggedEC2Resource
 from moto.ec2.models.elastic_block_store import EBSBackend
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface, NetworkInterfaceBackend
 from moto.ec2.models.instances import Instance, InstanceBackend
@@ -46,6 +51,7 @@ def apply():
     versioning_has_the_name_of_its_element()
     parts_are_listed_with_their_checksums()
     what_a_policy_denies_is_said_so()
+    one_writer_is_first()
     one_volume_is_at_a_device()
     shared_snapshots_can_be_copied()
     the_metadata_service_is_a_rooms()
@@ -257,6 +263,19 @@ def what_a_policy_denies_is_said_so():
     S3Response._key_response = respond
 
 
+def one_writer_is_first():
+    """moto looks for an object and writes it in two steps, so that two who both write with If-None-Match may both be told
+    that they were first. On S3 one is, and the others get 412 (User Guide, "Conditional writes")."""
+    original = S3Response.put_object
+    turn = threading.Lock()
+
+    def put_object(self):
+        with turn:
+            return original(self)
+
+    S3Response.put_object = put_object
+
+
 def one_volume_is_at_a_device():
     """moto gives an instance of a launch template a disk at /dev/sda1 before it looks at the
     template's own: the first stays attached, and is in no mapping. On AWS there is one."""
@@ -331,7 +350,8 @@ def user_data(instance):
 
 def what_is_looked_up_often_is_found_at_once():
     """For the tags of one resource moto goes through those of all, and for each filter of each listing through that for every
-    resource: among a thousand instances a call takes a second. And it lists its own folder for every request."""
+    resource: among a thousand instances a call takes a second. And for every request it lists its own folder and a class's
+    methods, and looks for models of services that it has, and writes a line."""
     original = TagBackend.describe_tags
 
     def describe_tags(self, filters=None):
@@ -347,5 +367,16 @@ def what_is_looked_up_often_is_found_at_once():
         ]
 
     TagBackend.describe_tags = describe_tags
+    tagged = TaggedEC2Resource.get_filter_value
+
+    def get_filter_value(self, name, method=None):
+        if name.startswith("tag:"):
+            return self.ec2_backend.tags.get(self.id, {}).get(name[len("tag:") :])
+        return tagged(self, name, method)
+
+    TaggedEC2Resource.get_filter_value = get_filter_value
     modules = frozenset(backends.list_of_moto_modules())
     backends.list_of_moto_modules = lambda: modules
+    responses.method_names_from_class = cache(responses.method_names_from_class)
+    utils.service_name_from_moto_package_name = cache(utils.service_name_from_moto_package_name)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)

@@ -62,6 +62,9 @@ const WAITS: f64 = 0.02;
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How many operations are named.
+const MOST_ASKED: usize = 8;
+
 /// An address where nothing listens, for everything but the emulators.
 const NOWHERE: &str = "http://127.0.0.1:1";
 
@@ -189,6 +192,14 @@ impl Column {
             each(self.calls.values().sum()),
             services.join(", ")
         );
+        let mut operations: Vec<_> = self.calls.iter().collect();
+        operations.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+        let operations: Vec<_> = operations
+            .iter()
+            .take(MOST_ASKED)
+            .map(|(name, n)| format!("{name} {:.1}", each(**n)))
+            .collect();
+        println!("                   most of all {}", operations.join(", "));
         println!(
             "                   {}{:.0} ms of processor; at most {} MiB a process; load {}",
             self.more,
