@@ -13,7 +13,7 @@ use std::{
 };
 
 use cleanroom_harness::{
-    emulators::{Fault, Injection, Kind, Microburst, Moto, World},
+    emulators::{Fault, Injection, Kind, Moto, World},
     incident::beside_tests,
     response::{Execution, Program, ResponseStack},
 };
@@ -40,7 +40,6 @@ pub(super) struct Scene {
     pub(super) functions: RwLock<()>,
     next: AtomicUsize,
     _moto: Moto,
-    _proxy: Option<Microburst>,
 }
 
 /// The account in which only the world fails. Its last instance is exempt.
@@ -55,13 +54,16 @@ pub(super) fn rough() -> &'static Scene {
     ROUGH.get_or_init(|| Scene::start(true))
 }
 
-/// What the proxy does to calls: each kind to a few of a hundred.
+/// What happens to calls, of the account and of everything else: each kind to a few of a hundred.
 fn weather() -> Vec<Fault> {
     vec![
         Fault::throttling("ec2", 0.05),
         Fault::throttling("s3", 0.03),
         Fault::throttling("autoscaling", 0.05),
         Fault::throttling("elbv2", 0.05),
+        Fault::throttling("sns", 0.05),
+        Fault::throttling("sqs", 0.05),
+        Fault::throttling("stepfunctions", 0.05),
         Fault::new("*", 0.02, Injection::Reset),
         Fault::new("*", 0.05, Injection::Latency { min: 50, max: 500 }),
     ]
@@ -71,26 +73,13 @@ impl Scene {
     fn start(rough: bool) -> Self {
         let moto = Moto::start().expect("moto");
         let world = World::build(&moto, Kind::Fleet(FLEET)).expect("an account");
-        let proxy = rough.then(|| Microburst::start(world.endpoint(), 11).expect("a proxy"));
         let exempt = world.instances().last().expect("instances").to_owned();
-        let program = Program {
-            bootstrap: beside_tests("cleanroom-lambda").expect("the program"),
-            settings: format!("exempt = [\"{exempt}\"]\n{SETTINGS}"),
-            faults: rough,
-            account: proxy.as_ref().map(Microburst::url),
-            parameters: std::collections::BTreeMap::new(),
-        };
+        let bootstrap = beside_tests("cleanroom-lambda").expect("the program");
+        let settings = format!("exempt = [\"{exempt}\"]\n{SETTINGS}");
+        let weather = if rough { weather() } else { Vec::new() };
+        let program = Program { faults: rough, weather, ..Program::of(bootstrap, settings) };
         let stack = ResponseStack::start(&program, &world).expect("a stack");
-        if let Some(proxy) = &proxy {
-            proxy.set(&weather()).expect("faults");
-        }
-        Self {
-            stack,
-            functions: RwLock::default(),
-            next: AtomicUsize::new(0),
-            _moto: moto,
-            _proxy: proxy,
-        }
+        Self { stack, functions: RwLock::default(), next: AtomicUsize::new(0), _moto: moto }
     }
 
     /// An instance that no other test is about.

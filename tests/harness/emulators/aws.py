@@ -13,24 +13,28 @@ REGION = "us-east-1"
 
 
 class Clients:
-    """Clients by service name, made once each: clients.ec2, clients["elbv2"]."""
+    """Clients by service name, made once each: clients.ec2, clients["elbv2"]. Of two addresses with a comma between, the
+    second one is S3's."""
 
     def __init__(self, endpoint):
-        if not endpoint.startswith("http://127.0.0.1:"):
-            sys.exit(f"{endpoint} is no emulator: the address must be http://127.0.0.1:PORT")
+        endpoint, _, store = endpoint.partition(",")
+        for address in (endpoint, store or endpoint):
+            if not address.startswith("http://127.0.0.1:"):
+                sys.exit(f"{address} is no emulator: the address must be http://127.0.0.1:PORT")
         self._session = boto3.session.Session(
             aws_access_key_id="AKIAIOSFODNN7EXAMPLE",
             aws_secret_access_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
             region_name=REGION,
         )
         self._endpoint = endpoint
+        self._store = store or endpoint
         self._made = {}
 
     def __getitem__(self, service):
         if service not in self._made:
             self._made[service] = self._session.client(
                 service,
-                endpoint_url=self._endpoint,
+                endpoint_url=self._store if service == "s3" else self._endpoint,
                 config=Config(
                     retries={"max_attempts": 0},
                     s3={"addressing_style": "path"},

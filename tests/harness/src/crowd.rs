@@ -5,7 +5,7 @@
 //! measured; what became of the instances is read by AWS's SDK for Python (`crowd.py`). Fails where an instance is not
 //! contained and preserved exactly once, or where calls for an instance grow with their number.
 //!
-//! Times are the emulators': two processes of Python on this machine. No agent is in the bucket, so that no room is launched.
+//! Times are the emulators': processes of Python on this machine, moto once for the account and once for its bucket. No agent is in the bucket, so that no room is launched.
 //! Touches the emulators and temporary folders.
 
 mod judge;
@@ -42,13 +42,13 @@ pub struct Options {
     /// How many the state machine begins in a minute: about what the emulators bear.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub pace: u32,
+    /// How many the command line contains at a time.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub concurrency: u32,
     /// The folder with `cleanroom` and `cleanroom-lambda`; by default, what was built with this program.
     #[arg(long)]
     pub programs: Option<PathBuf>,
 }
-
-/// How many are contained at a time by the command line.
-const CONCURRENCY: &str = "50";
 
 /// The brake is raised, and nobody is asked.
 const SETTINGS: &str = "[brake]\nper_hour = 10000\nper_group = 10000\nper_vpc = 10000\n";
@@ -80,6 +80,14 @@ struct Counts {
     invocations: BTreeMap<String, u64>,
     states: u64,
     functions: Functions,
+}
+
+impl Counts {
+    fn add(&mut self, calls: BTreeMap<String, u64>) {
+        for (name, n) in calls {
+            *self.calls.entry(name).or_default() += n;
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,7 +135,7 @@ pub fn run(options: &Options) -> Result<()> {
     type Door = fn(&Path, u32, &Options) -> Result<Column>;
     let doors: [(&str, &str, Door); 2] = [
         ("machine", "one message on the topic, through the state machine", by_machine),
-        ("command", "cleanroom respond --file ids --concurrency 50", by_command),
+        ("command", "cleanroom respond --file ids", by_command),
     ];
     for (name, title, door) in doors {
         if !wanted(name) {
@@ -213,18 +221,25 @@ impl Column {
 /// A fleet, and what is to be true of it in the end.
 struct Fleet {
     moto: Moto,
+    /// The evidence bucket's.
+    store: Moto,
     world: World,
 }
 
 impl Fleet {
     fn build(count: u32) -> Result<Self> {
-        let moto = Moto::start()?;
-        let world = World::build(&moto, Kind::Fleet(count))?;
-        Ok(Self { moto, world })
+        let (moto, store) = (Moto::start()?, Moto::start()?);
+        let world = World::build_apart(&moto, &store, Kind::Fleet(count))?;
+        Ok(Self { moto, store, world })
     }
 
     fn counts(&self) -> Result<Counts> {
-        serde_json::from_value(self.moto.counts()?).context("read what moto has counted")
+        let read = |moto: &Moto| -> Result<Counts> {
+            serde_json::from_value(moto.counts()?).context("read what moto has counted")
+        };
+        let mut counts = read(&self.moto)?;
+        counts.add(read(&self.store)?.calls);
+        Ok(counts)
     }
 
     /// What is not as it must be.
@@ -232,7 +247,7 @@ impl Fleet {
         let folder = tempfile::tempdir().context("create a temporary folder")?;
         let file = folder.path().join("world.json");
         fs::write(&file, self.world.json().to_string()).context("write the world's ids")?;
-        let arguments = [self.world.endpoint().to_owned(), file.display().to_string()];
+        let arguments = [self.world.addresses(), file.display().to_string()];
         let facts = script("crowd.py", &arguments).context("read the state of the fleet")?;
         let facts: Facts = serde_json::from_value(facts).context("read what crowd.py printed")?;
         Ok(facts.wrong(&self.world.instances()))
@@ -245,16 +260,12 @@ fn by_machine(programs: &Path, count: u32, options: &Options) -> Result<Column> 
     // Of a wait that is hurried, so much is set that the pace is right.
     let seconds = f64::from(AT_ONCE) * 60.0 / f64::from(options.pace) / WAITS;
     let (at_once, seconds) = decide_pace(seconds);
-    let program = Program {
-        bootstrap: there(programs, "cleanroom-lambda")?,
-        settings: SETTINGS.to_owned(),
-        faults: false,
-        account: None,
-        parameters: BTreeMap::from([
-            ("StartAtOnce".to_owned(), at_once.to_string()),
-            ("StartSeconds".to_owned(), seconds.to_string()),
-        ]),
-    };
+    let parameters = BTreeMap::from([
+        ("StartAtOnce".to_owned(), at_once.to_string()),
+        ("StartSeconds".to_owned(), seconds.to_string()),
+    ]);
+    let bootstrap = there(programs, "cleanroom-lambda")?;
+    let program = Program { parameters, ..Program::of(bootstrap, SETTINGS.to_owned()) };
     let stack = ResponseStack::start(&program, &fleet.world)?;
     let (began, at) = (Instant::now(), now());
     stack.publish(&fleet.world.instances().join(" "))?;
@@ -262,7 +273,7 @@ fn by_machine(programs: &Path, count: u32, options: &Options) -> Result<Column> 
     let patience = Duration::from_secs(300 + u64::from(count) * 600 / u64::from(options.pace));
     let standings = wait(&stack, count as usize, patience)?;
     let through = began.elapsed();
-    let counts = fleet.counts()?;
+    let mut counts = fleet.counts()?;
     let of_machine: Counts =
         serde_json::from_value(stack.counts()?).context("read what MiniStack has counted")?;
     let mut wrong = fleet.wrong()?;
@@ -274,10 +285,7 @@ fn by_machine(programs: &Path, count: u32, options: &Options) -> Result<Column> 
     }
     let letters = stack.dead_letters()?;
     wrong.extend(letters.iter().map(|letter| format!("a dead letter: {letter}")));
-    let mut calls = counts.calls;
-    for (name, n) in of_machine.calls {
-        *calls.entry(name).or_default() += n;
-    }
+    counts.add(of_machine.calls);
     let invocations: Vec<_> = of_machine
         .invocations
         .iter()
@@ -287,7 +295,7 @@ fn by_machine(programs: &Path, count: u32, options: &Options) -> Result<Column> 
         instances: count,
         contained: since(at, counts.last.get(CUT)),
         through,
-        calls,
+        calls: counts.calls,
         cpu: Duration::from_secs_f64(of_machine.functions.cpu_seconds),
         memory: of_machine.functions.peak_kib >> 10,
         load: load(),
@@ -334,7 +342,7 @@ fn wait(
 }
 
 /// The command line, on moto alone.
-fn by_command(programs: &Path, count: u32, _options: &Options) -> Result<Column> {
+fn by_command(programs: &Path, count: u32, options: &Options) -> Result<Column> {
     let fleet = Fleet::build(count)?;
     let home = tempfile::tempdir().context("create a home folder")?;
     fs::write(home.path().join("ids"), fleet.world.instances().join("\n")).context("write ids")?;
@@ -345,6 +353,7 @@ fn by_command(programs: &Path, count: u32, _options: &Options) -> Result<Column>
     command.env("HOME", home.path()).current_dir(home.path()).stdin(Stdio::null());
     for (name, value) in [
         ("AWS_ENDPOINT_URL", fleet.world.endpoint()),
+        ("AWS_ENDPOINT_URL_S3", fleet.world.store()),
         ("AWS_REGION", REGION),
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
         ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
@@ -357,7 +366,8 @@ fn by_command(programs: &Path, count: u32, _options: &Options) -> Result<Column>
     ] {
         command.env(name, value);
     }
-    command.args(["respond", "--file", "ids", "--concurrency", CONCURRENCY, "--format", "jsonl"]);
+    command.args(["respond", "--file", "ids", "--format", "jsonl", "--concurrency"]);
+    command.arg(options.concurrency.to_string());
     let before = children()?;
     let (began, at) = (Instant::now(), now());
     let mut child = command.stdout(out).stderr(told).spawn().context("start cleanroom")?;

@@ -196,13 +196,7 @@ impl Incident {
     pub fn response_stack(&self, more: &str) -> Result<ResponseStack> {
         let settings = self.home.path().join("cleanroom.toml");
         let settings = fs::read_to_string(settings).context("read the settings")?;
-        let program = Program {
-            bootstrap: self.programs.lambda.clone(),
-            settings: format!("{more}{settings}"),
-            faults: false,
-            account: None,
-            parameters: BTreeMap::new(),
-        };
+        let program = Program::of(self.programs.lambda.clone(), format!("{more}{settings}"));
         ResponseStack::start(&program, &self.world)
     }
 

@@ -32,7 +32,9 @@ use tempfile::TempDir;
 pub use self::calls::Execution;
 use self::calls::{Service, escaped};
 use crate::{
-    emulators::{ACCESS_KEY, MiniStack, REGION, Router, SECRET_KEY, World, script},
+    emulators::{
+        ACCESS_KEY, Fault, Microburst, MiniStack, REGION, Router, SECRET_KEY, World, script,
+    },
     tools::{command, run, workspace_root},
 };
 
@@ -41,6 +43,9 @@ const NAME: &str = "cleanroom";
 
 /// How much of a state machine's wait is waited for.
 const WAITS: f64 = 0.02;
+
+/// What the proxies draw from.
+const SEED: u64 = 11;
 
 /// The time between two looks.
 const LOOK: Duration = Duration::from_millis(250);
@@ -100,6 +105,8 @@ pub struct ResponseStack {
     deployed: Deployed,
     /// One file a fault, where faults can be injected.
     faults: Option<TempDir>,
+    /// What the functions' calls pass.
+    _proxies: Option<[Microburst; 2]>,
     /// What queues have given so far, by their addresses: a message is received once.
     received: Mutex<BTreeMap<String, Vec<Value>>>,
 }
@@ -113,10 +120,19 @@ pub struct Program {
     pub settings: String,
     /// Whether steps can be made to fail: then a program stands between the runtime and this one.
     pub faults: bool,
-    /// Where requests to the account go, if not to moto itself: a proxy.
-    pub account: Option<String>,
+    /// What happens to the functions' calls, on the way to either emulator: without any, nothing stands between.
+    pub weather: Vec<Fault>,
     /// Parameters of the stack besides those that every stack has.
     pub parameters: BTreeMap<String, String>,
+}
+
+impl Program {
+    /// A program, with settings, that nothing happens to.
+    #[must_use]
+    pub fn of(bootstrap: PathBuf, settings: String) -> Self {
+        let (weather, parameters) = (Vec::new(), BTreeMap::new());
+        Self { bootstrap, settings, faults: false, weather, parameters }
+    }
 }
 
 impl ResponseStack {
@@ -136,7 +152,17 @@ impl ResponseStack {
             None => (bootstrap, None),
         };
         let templates = workspace_root().join("cloudformation");
-        let mut environment = endpoints(&ministack, program.account.as_deref(), world);
+        let proxies = match program.weather.as_slice() {
+            [] => None,
+            _ => Some([
+                Microburst::start(&ministack.url(), SEED)?,
+                Microburst::start(world.endpoint(), SEED)?,
+            ]),
+        };
+        let mut environment = match &proxies {
+            Some([services, account]) => endpoints(&services.url(), &account.url(), &account.url()),
+            None => endpoints(&ministack.url(), world.endpoint(), world.store()),
+        };
         if let Some(folder) = &faults {
             let folder = folder.path().display().to_string();
             environment.insert("CLEANROOM_TEST_FAULTS".to_owned(), folder);
@@ -156,11 +182,14 @@ impl ResponseStack {
         });
         let file = scratch.path().join("options.json");
         fs::write(&file, options.to_string()).context("write what to deploy")?;
-        let words = [ministack.url(), world.endpoint().to_owned(), file.display().to_string()];
+        let words = [ministack.url(), world.addresses(), file.display().to_string()];
         let made = script("response.py", &words).context("deploy the response stack")?;
         let deployed = serde_json::from_value(made).context("read what response.py printed")?;
-        let received = Mutex::default();
-        Ok(Self { ministack, world: world.clone(), deployed, faults, received })
+        for proxy in proxies.iter().flatten() {
+            proxy.set(&program.weather)?;
+        }
+        let (received, world) = (Mutex::default(), world.clone());
+        Ok(Self { ministack, world, deployed, faults, _proxies: proxies, received })
     }
 
     /// The account.
@@ -178,7 +207,7 @@ impl ResponseStack {
     /// What the command line needs to respond in the same account, with the same bucket and topic.
     #[must_use]
     pub fn settings(&self) -> BTreeMap<String, String> {
-        let mut all = endpoints(&self.ministack, None, &self.world);
+        let mut all = endpoints(&self.ministack.url(), self.world.endpoint(), self.world.store());
         for (name, value) in [
             ("AWS_REGION", REGION),
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
@@ -465,15 +494,11 @@ fn stripped(program: &Path, scratch: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The addresses of the services.
-fn endpoints(
-    ministack: &MiniStack,
-    account: Option<&str>,
-    world: &World,
-) -> BTreeMap<String, String> {
-    let account = account.unwrap_or(world.endpoint());
-    let mut all = BTreeMap::from([("AWS_ENDPOINT_URL".to_owned(), ministack.url())]);
-    all.extend(ON_MOTO.iter().chain([&STORE]).map(|name| ((*name).to_owned(), account.to_owned())));
+/// The addresses of the services, those of the account, and that of its buckets.
+fn endpoints(services: &str, account: &str, store: &str) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::from([("AWS_ENDPOINT_URL".to_owned(), services.to_owned())]);
+    all.extend(ON_MOTO.map(|name| (name.to_owned(), account.to_owned())));
+    all.insert(STORE.to_owned(), store.to_owned());
     all
 }
 

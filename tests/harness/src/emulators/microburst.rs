@@ -79,7 +79,7 @@ impl Fault {
         let (code, status) = match service {
             "ec2" => ("RequestLimitExceeded", 503),
             "s3" => ("SlowDown", 503),
-            "kms" | "sns" | "sqs" | "cloudtrail" => ("ThrottlingException", 400),
+            "kms" | "sns" | "sqs" | "stepfunctions" | "cloudtrail" => ("ThrottlingException", 400),
             _ => ("Throttling", 400),
         };
         let injection = Injection::Error { code: code.to_owned(), status: Some(status) };

@@ -47,7 +47,17 @@ impl fmt::Display for Kind {
 #[derive(Clone, Debug)]
 pub struct World {
     endpoint: String,
+    /// Where its buckets are, if not there.
+    store: Option<String>,
     json: Value,
+}
+
+/// The addresses of an account, as the programs in Python take them.
+fn addresses(endpoint: &str, store: Option<&str>) -> String {
+    match store {
+        Some(store) => format!("{endpoint},{store}"),
+        None => endpoint.to_owned(),
+    }
 }
 
 impl World {
@@ -56,15 +66,26 @@ impl World {
     /// # Errors
     /// Where moto refuses a call, as for names that are there already.
     pub fn build(moto: &Moto, kind: Kind) -> Result<Self> {
-        let endpoint = moto.url();
-        let mut arguments = vec![endpoint.clone(), kind.to_string()];
+        Self::build_at(moto.url(), None, kind)
+    }
+
+    /// The same with its buckets in another moto: two processes answer more calls than one.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_apart(moto: &Moto, store: &Moto, kind: Kind) -> Result<Self> {
+        Self::build_at(moto.url(), Some(store.url()), kind)
+    }
+
+    fn build_at(endpoint: String, store: Option<String>, kind: Kind) -> Result<Self> {
+        let mut arguments = vec![addresses(&endpoint, store.as_deref()), kind.to_string()];
         if let Kind::Fleet(count) = kind {
             arguments.push(count.to_string());
         }
         let json = script("world.py", &arguments).with_context(|| {
             format!("build the {kind} world; moto must be empty, call reset() first")
         })?;
-        Ok(Self { endpoint, json })
+        Ok(Self { endpoint, store, json })
     }
 
     /// Everything that the builder said.
@@ -77,6 +98,18 @@ impl World {
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// The address of the moto that its buckets are in.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        self.store.as_deref().unwrap_or(&self.endpoint)
+    }
+
+    /// Both, as the programs in Python take them.
+    #[must_use]
+    pub fn addresses(&self) -> String {
+        addresses(&self.endpoint, self.store.as_deref())
     }
 
     /// A text in the builder's object, by JSON pointer; empty where this world has none.

@@ -15,13 +15,8 @@ fn stack() -> &'static ResponseStack {
     let (_, stack) = STACK.get_or_init(|| {
         let moto = Moto::start().expect("moto");
         let world = World::build(&moto, Kind::Plain).expect("a world");
-        let program = Program {
-            bootstrap: workspace_root().join("tests/harness/emulators/standin.py"),
-            settings: String::new(),
-            faults: true,
-            account: None,
-            parameters: std::collections::BTreeMap::new(),
-        };
+        let standin = workspace_root().join("tests/harness/emulators/standin.py");
+        let program = Program { faults: true, ..Program::of(standin, String::new()) };
         (moto, ResponseStack::start(&program, &world).expect("a stack"))
     });
     stack
