@@ -320,6 +320,41 @@ fn without_a_bucket_it_is_contained_and_what_was_not_logged_is_told() {
 }
 
 #[test]
+fn a_case_that_was_opened_without_a_bucket_is_claimed_and_logged_once_it_answers() {
+    runtime().block_on(async {
+        let cloud = FakeCloud::new(World::full());
+        let at_work = run(&cloud, Policy::default(), None).await;
+        let perform = async |step: &str, open: &Value| {
+            let asked = json!({
+                "step": step, "instance": suspect(), "case": case(), "open": open,
+                "input": { "reason": "a test" },
+            });
+            let ask: Ask = serde_json::from_value(asked).expect("an ask");
+            single::perform(&at_work, &ask).await.expect(step)
+        };
+        cloud.outage("s3");
+        let open = perform("open", &json!({})).await;
+        assert!(open["weak"].is_string(), "{open}");
+        perform("isolate", &open).await;
+        cloud.end_outage("s3");
+        let claims = || cloud.world().bucket.keys("instances/");
+        for _ in 0..2 {
+            perform("tag", &open).await;
+            assert_eq!(claims().len(), 1, "{:?}", claims());
+        }
+        let claim = cloud.world().bucket.newest(&claims()[0]).expect("a claim").to_vec();
+        let claim: Value = serde_json::from_slice(&claim).expect("JSON");
+        assert_eq!(claim["case"], json!(case()));
+        let ledger = ledger(&cloud).await;
+        let original = ledger.original.expect("the log says how it was");
+        assert_eq!(original.instance.id, suspect());
+        // The alert that comes next is this case's.
+        let again = perform("open", &json!({})).await;
+        assert_eq!((&again["case"], &again["joined"]), (&json!(case()), &json!(true)));
+    });
+}
+
+#[test]
 fn nothing_is_done_to_a_case_that_a_person_released() {
     runtime().block_on(async {
         let cloud = FakeCloud::new(World::full());

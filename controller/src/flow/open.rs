@@ -22,6 +22,9 @@ use crate::{
 /// How far a clock may be off before times in the log are not to be relied on.
 const SKEW_SECONDS: u64 = 30;
 
+/// What is short where the store was down.
+const UNCLAIMED: &str = "the case could not be claimed in the evidence bucket: a tag marks it";
+
 /// A clock that is wrong makes the case partial, and stops nothing: the log's times are this machine's.
 pub(super) fn skewed(case: &Case) {
     let Some(ahead) = case.scene.caller.clock_ahead else { return };
@@ -58,7 +61,7 @@ impl Opening {
         if self.weak {
             case.short(Shortfall {
                 step: Step::Verify,
-                what: "the case could not be claimed in the evidence bucket: a tag marks it".to_owned(),
+                what: UNCLAIMED.to_owned(),
                 advice: "run respond again once the bucket answers: it claims the case and appends what was spooled".to_owned(),
             });
         }
@@ -170,6 +173,35 @@ async fn claim(run: &Run, request: &Request) -> Result<(Journal, Opening), FlowE
     }
     let journal = Journal::new(store, case, writer, spool).down_from_start(why).await;
     Ok((journal, Opening { joined: false, weak: true }))
+}
+
+/// Claims the instance for a case that was begun while the store was down, now that its log answers. What is in the way is told,
+/// and stops nothing.
+pub(super) async fn claim_late(run: &Run, case: &Case) {
+    let claimer = Claimer {
+        caller: &run.caller,
+        nonce: &run.nonce,
+        now: run.clock.now(),
+        case: Some(&case.scene.case),
+        tagged: true,
+        weak: None,
+    };
+    let claiming = claim::claim(&*case.store, &case.scene.instance, &claimer);
+    let why = match timeout(run.bounds.custody, claiming).await {
+        Ok(Ok(_)) => {
+            let open = case.journal.ledger().await.short_parts.remove("open").unwrap_or_default();
+            let (unclaimed, others): (Vec<_>, _) =
+                open.into_iter().partition(|short| short.what == UNCLAIMED);
+            if !unclaimed.is_empty() {
+                let body = Body::Short { shortfalls: others, part: Some("open".to_owned()) };
+                case.journal.append(Some(Step::Verify), body).await;
+            }
+            return;
+        }
+        Ok(Err(error)) => error_chain(&error),
+        Err(_) => "the store did not answer in time".to_owned(),
+    };
+    case.note(format!("{} has no claim yet: {why}", case.scene.case));
 }
 
 /// A case at work.

@@ -53,10 +53,11 @@ pub async fn perform(run: &Run, ask: &Ask) -> Result<Value, Failed> {
         step => {
             let (mut case, how) = load(run, ask).await?;
             case.scene.room = room(ask);
-            case.bounds.wait = Some(match step {
-                "isolate" | "flush" | "revoke" | "detach" | "protect" => CUTTING,
-                _ => LOOKING,
-            });
+            let cuts = matches!(step, "isolate" | "flush" | "revoke" | "detach" | "protect");
+            case.bounds.wait = Some(if cuts { CUTTING } else { LOOKING });
+            if ask.open["weak"].is_string() && !cuts {
+                open::claim_late(run, &case).await;
+            }
             let facts = Box::pin(work(&mut case, run, ask)).await?;
             let facts = match how {
                 Some(how) if step == "open" => opened(&case, ask, how, facts),
@@ -129,13 +130,18 @@ pub(super) async fn load(run: &Run, ask: &Ask) -> Result<(Case, Option<open::Ope
     }
     let id = named.unwrap_or_else(|| ask.case.clone());
     let why = match find::log(run, &id).await {
-        Ok((journal, ledger)) => match ledger.original.clone() {
-            Some(original) => {
+        Ok((journal, ledger)) => {
+            let ledger = match passed_on(ask) {
+                // It was opened while the bucket did not answer: what was to be said first is said now.
+                Some(body) if ledger.original.is_none() => journal.open_case(body).await,
+                _ => ledger,
+            };
+            if let Some(original) = ledger.original.clone() {
                 checked(ask, &ledger, &original)?;
                 return Ok((open::case(run, Arc::new(journal), original, &ledger), None));
             }
-            None => "its log does not say how the instance was".to_owned(),
-        },
+            "its log does not say how the instance was".to_owned()
+        }
         Err(error) => error_chain(&error),
     };
     let Ok(original) = serde_json::from_value::<Original>(ask.open["original"].clone()) else {
@@ -151,6 +157,13 @@ pub(super) async fn load(run: &Run, ask: &Ask) -> Result<(Case, Option<open::Ope
     let journal = Journal::new(run.cloud.store.clone(), id, writer, Spool::at(run.spool.clone()));
     let journal = journal.down_from_start(why).await;
     Ok((open::case(run, Arc::new(journal), original, &Ledger::default()), None))
+}
+
+/// The first entry of a log, as `open` answered with it.
+fn passed_on(ask: &Ask) -> Option<Body> {
+    let original: Original = serde_json::from_value(ask.open["original"].clone()).ok()?;
+    let (instance, reason) = (original.instance.id.clone(), input(ask).words());
+    Some(Body::Opened { instance, reason, grounds: Vec::new(), original: Box::new(original) })
 }
 
 /// That the case is this instance's, and still a person's wish.
