@@ -5,7 +5,7 @@ use std::time::Duration;
 use cleanroom_cloud::ErrorKind;
 use cleanroom_cloud_fake::{At, FakeCloud, Fault, World};
 
-use crate::support::{assert_contained, changes_since, respond, respond_or_die};
+use crate::support::{assert_contained, changes_since, respond, respond_or_die, suspect};
 
 #[tokio::test(start_paused = true)]
 async fn the_full_instance_is_contained_and_preserved() {
@@ -36,6 +36,22 @@ async fn a_second_run_changes_nothing() {
         // Writing to the log that nothing was done would be a change, too.
         assert_eq!(changes_since(&cloud, first), Vec::<String>::new());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_whose_interfaces_do_not_show_is_not_called_contained() {
+    let before = World::full();
+    let mut hidden = before.clone();
+    hidden.machines.get_mut(&suspect()).expect("the instance").cards.clear();
+    let cloud = FakeCloud::new(hidden);
+    let report = respond(&cloud, None).await;
+    assert!(!report.contained && !report.is_whole(), "{report:#?}");
+    assert!(report.preserved, "what does not need the network is done: {report:#?}");
+    let cards = before.machines[&suspect()].cards.clone();
+    cloud.with(|w| w.machines.get_mut(&suspect()).expect("the instance").cards = cards);
+    let report = respond(&cloud.restarted(), None).await;
+    assert!(report.contained, "{report:#?}");
+    assert!(cloud.world().is_cut(&suspect()));
 }
 
 /// Breaks a run at one call in one way, runs again until a run ends, and judges.

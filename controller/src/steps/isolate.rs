@@ -145,9 +145,8 @@ impl Goal for Cut {
         let (interfaces, groups) = world(scene).await?;
         let mut seen = Assessment::default();
         prepare(scene, &groups, &mut seen);
-        // What an instance that runs has shown before does not vanish: the look came too early or too late.
-        let had = scene.original.groups();
-        if interfaces.is_empty() && !had.is_empty() && !scene.original.instance.state.is_ending() {
+        // An instance has an interface as long as there is one: where none shows, nothing is known, and nothing is contained.
+        if interfaces.is_empty() && !scene.original.instance.state.is_ending() {
             seen.waiting = Some(("its interfaces to show".to_owned(), Duration::from_secs(30)));
         }
         for interface in &interfaces {

@@ -19,6 +19,7 @@ from moto.core.responses import ActionResult, BaseResponse
 from moto.core.utils import utcnow
 from moto.ec2 import ec2_backends
 from moto.ec2.exceptions import InvalidSecurityGroupNotFoundError
+from moto.ec2.models import elastic_block_store, elastic_network_interfaces
 from moto.ec2.models.core import TaggedEC2Resource
 from moto.ec2.models.elastic_block_store import EBSBackend
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface, NetworkInterfaceBackend
@@ -348,6 +349,14 @@ def user_data(instance):
         return given.decode(errors="replace")
 
 
+def attached_to(resource):
+    """The id of the instance that an interface, or a volume's attachment, names."""
+    instance = getattr(resource, "instance", None)
+    if instance is None:
+        instance = getattr(getattr(resource, "attachment", None), "instance", None)
+    return instance and instance.id
+
+
 def what_is_looked_up_often_is_found_at_once():
     """For the tags of one resource moto goes through those of all, and for each filter of each listing through that for every
     resource: among a thousand instances a call takes a second. And for every request it lists its own folder and a class's
@@ -375,6 +384,16 @@ def what_is_looked_up_often_is_found_at_once():
         return tagged(self, name, method)
 
     TaggedEC2Resource.get_filter_value = get_filter_value
+    every = elastic_block_store.generic_filter
+
+    def generic_filter(filters, resources):
+        names = (filters or {}).get("attachment.instance-id")
+        if names and not any(wild in name for name in names for wild in "*?["):
+            resources = [r for r in resources if attached_to(r) in names]
+        return every(filters, resources)
+
+    for module in (elastic_block_store, elastic_network_interfaces):
+        module.generic_filter = generic_filter
     modules = frozenset(backends.list_of_moto_modules())
     backends.list_of_moto_modules = lambda: modules
     responses.method_names_from_class = cache(responses.method_names_from_class)
