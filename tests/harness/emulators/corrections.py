@@ -7,7 +7,6 @@ server's own process; nothing on disk changes. To be looked at again with every 
 import base64
 import hashlib
 import json
-import logging
 import threading
 from functools import cache
 from urllib.parse import urlparse
@@ -360,7 +359,7 @@ def attached_to(resource):
 def what_is_looked_up_often_is_found_at_once():
     """For the tags of one resource moto goes through those of all, and for each filter of each listing through that for every
     resource: among a thousand instances a call takes a second. And for every request it lists its own folder and a class's
-    methods, and looks for models of services that it has, and writes a line."""
+    methods, and looks for models of services that it has."""
     original = TagBackend.describe_tags
 
     def describe_tags(self, filters=None):
@@ -398,4 +397,3 @@ def what_is_looked_up_often_is_found_at_once():
     backends.list_of_moto_modules = lambda: modules
     responses.method_names_from_class = cache(responses.method_names_from_class)
     utils.service_name_from_moto_package_name = cache(utils.service_name_from_moto_package_name)
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)

@@ -328,8 +328,8 @@ fn wait(
     let mut told = 0;
     let what = format!("the end of {count} executions; a slower --pace may help");
     stack.wait(&what, patience, || {
-        // To list a thousand is work for MiniStack.
-        pause(LOOK);
+        // To list a thousand is work for MiniStack: the more there are, the less often.
+        pause(LOOK + LOOK.mul_f64(count as f64 / 100.0));
         let standings = stack.standings()?;
         let ended = standings.values().filter(|status| *status != "RUNNING").count();
         if ended / 50 > told {
