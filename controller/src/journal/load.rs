@@ -29,7 +29,7 @@ pub(crate) fn decode(key: &str, bytes: &[u8]) -> Result<CustodyEvent, JournalErr
         .map_err(|error| JournalError::Malformed { key: key.to_owned(), why: error.to_string() })
 }
 
-/// All events of a case with their bytes, in order. What else lies between them is left to [`verify`].
+/// All events of a case with their bytes, in order. What else lies between them is left to [`verify`](super::verify).
 ///
 /// # Errors
 /// When the store does not answer.
