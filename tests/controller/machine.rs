@@ -337,6 +337,13 @@ fn a_case_that_was_opened_without_a_bucket_is_claimed_and_logged_once_it_answers
         assert!(open["weak"].is_string(), "{open}");
         perform("isolate", &open).await;
         cloud.end_outage("s3");
+        // What was passed on of another instance begins no log.
+        let mut other = open.clone();
+        other["original"]["instance"]["id"] = json!("i-0aaaaaaaaaaaaaaa0");
+        let asked = json!({ "step": "tag", "instance": suspect(), "case": case(), "open": other });
+        let ask: Ask = serde_json::from_value(asked).expect("an ask");
+        single::perform(&at_work, &ask).await.expect_err("it is another's");
+        assert_eq!(cloud.world().bucket.keys("cases/"), Vec::<String>::new());
         let claims = || cloud.world().bucket.keys("instances/");
         for _ in 0..2 {
             perform("tag", &open).await;

@@ -159,9 +159,12 @@ pub(super) async fn load(run: &Run, ask: &Ask) -> Result<(Case, Option<open::Ope
     Ok((open::case(run, Arc::new(journal), original, &Ledger::default()), None))
 }
 
-/// The first entry of a log, as `open` answered with it.
+/// The first entry of this instance's log, as `open` answered with it.
 fn passed_on(ask: &Ask) -> Option<Body> {
     let original: Original = serde_json::from_value(ask.open["original"].clone()).ok()?;
+    if original.instance.id != ask.instance {
+        return None;
+    }
     let (instance, reason) = (original.instance.id.clone(), input(ask).words());
     Some(Body::Opened { instance, reason, grounds: Vec::new(), original: Box::new(original) })
 }

@@ -70,8 +70,8 @@ pub(super) async fn load(store: &dyn Store, case: &CaseId) -> Result<Loaded, Jou
     });
     let checkpoints = keys.iter().filter_map(|key| checkpoint::number(case, key));
     // The event after it is what a checkpoint is held against.
-    let checkpoint =
-        checkpoints.filter(|number| numbers.contains(&(number + 1))).max().unwrap_or(0);
+    let confirmed = |last: &u64| last.checked_add(1).is_some_and(|next| numbers.contains(&next));
+    let checkpoint = checkpoints.filter(confirmed).max().unwrap_or(0);
     let after = numbers.partition_point(|number| *number <= checkpoint);
     let (known, tail) =
         tokio::join!(whole(store, case, checkpoint), one_by_one(store, case, &numbers[after..]));
