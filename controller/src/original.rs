@@ -17,6 +17,7 @@ use cleanroom_cloud::{
 use cleanroom_contract::{InstanceId, VolumeId};
 use futures_util::{StreamExt as _, future::join_all, stream};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::{
     case::{Shared, lock},
@@ -173,7 +174,7 @@ pub async fn read(
     };
     let interfaces = async {
         // Nothing can be isolated whose interfaces are not known: worth more patience than the rest.
-        let interfaces = again(bound * 4, || inventory.interfaces(&id)).await?;
+        let interfaces = again(bound * 4, || listed(inventory, &instance)).await?;
         let autos = interfaces.iter().map(|i| {
             let id = i.id.clone();
             async move { again(bound, || inventory.auto_public_address(&id)).await }
@@ -209,6 +210,26 @@ pub async fn read(
         associations: Known::from(associations),
         profile: Known::from(profile),
         instance,
+    }
+}
+
+/// How long an interface that the instance names is waited for where it does not show.
+const SHOW: Duration = Duration::from_secs(2);
+
+/// The interfaces. One that does not show is waited for: its own groups are to be recorded before it is cut.
+async fn listed(
+    inventory: &dyn Inventory,
+    instance: &Instance,
+) -> cleanroom_cloud::Result<Vec<Interface>> {
+    let ends = Instant::now() + SHOW;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let interfaces = inventory.interfaces(&instance.id).await?;
+        if instance.unlisted(&interfaces).is_empty() || Instant::now() + pause >= ends {
+            return Ok(interfaces);
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
     }
 }
 

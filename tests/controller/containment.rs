@@ -40,18 +40,37 @@ async fn a_second_run_changes_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_whose_interfaces_do_not_show_is_not_called_contained() {
-    let before = World::full();
-    let mut hidden = before.clone();
-    hidden.machines.get_mut(&suspect()).expect("the instance").cards.clear();
-    let cloud = FakeCloud::new(hidden);
+    let cards = |world: &World| world.machine(&suspect()).expect("the suspect").cards.clone();
+    let all: Vec<_> = cards(&World::full()).iter().map(|card| card.interface.id.clone()).collect();
+    // All of them, the primary alone, and the second alone.
+    for hidden in [&all[..], &all[..1], &all[1..]] {
+        let mut world = World::full();
+        world.unlisted.extend(hidden.iter().cloned());
+        let cloud = FakeCloud::new(world);
+        let report = respond(&cloud, None).await;
+        assert!(!report.contained && !report.is_whole(), "{hidden:?}: {report:#?}");
+        assert!(report.preserved, "what does not need the network is done: {report:#?}");
+        for card in cards(&cloud.world()) {
+            let shows = !hidden.contains(&card.interface.id);
+            assert!(!shows || card.interface.groups.len() == 1, "what shows is cut: {card:?}");
+        }
+        cloud.with(|w| w.unlisted.clear());
+        let report = respond(&cloud.restarted(), None).await;
+        assert!(report.contained, "{hidden:?}: {report:#?}");
+        assert!(cloud.world().is_cut(&suspect()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interface_that_was_detached_since_is_not_waited_for() {
+    let cloud = FakeCloud::new(World::full());
     let report = respond(&cloud, None).await;
-    assert!(!report.contained && !report.is_whole(), "{report:#?}");
-    assert!(report.preserved, "what does not need the network is done: {report:#?}");
-    let cards = before.machines[&suspect()].cards.clone();
-    cloud.with(|w| w.machines.get_mut(&suspect()).expect("the instance").cards = cards);
+    assert!(report.contained, "{report:#?}");
+    cloud.with(|w| w.machines.get_mut(&suspect()).expect("the instance").cards.truncate(1));
+    let began = tokio::time::Instant::now();
     let report = respond(&cloud.restarted(), None).await;
     assert!(report.contained, "{report:#?}");
-    assert!(cloud.world().is_cut(&suspect()));
+    assert!(began.elapsed() < Duration::from_secs(20), "it waited for nothing");
 }
 
 /// Breaks a run at one call in one way, runs again until a run ends, and judges.

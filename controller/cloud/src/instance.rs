@@ -1,11 +1,14 @@
 //! An instance as the cloud describes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cleanroom_contract::{InstanceId, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::names::{AccountId, AssociationId, ImageId, RoleName, VpcId};
+use crate::{
+    names::{AccountId, AssociationId, ImageId, InterfaceId, RoleName, VpcId},
+    network::Interface,
+};
 
 /// An instance's state, as EC2 names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,6 +84,9 @@ pub struct Instance {
     pub root_device: Option<String>,
     /// Its EBS volumes.
     pub volumes: Vec<AttachedVolume>,
+    /// The interfaces attached to it. A description of one that an older log holds does not say.
+    #[serde(default)]
+    pub interfaces: BTreeSet<InterfaceId>,
     /// The ARN of its instance profile.
     pub profile: Option<String>,
     /// Its metadata service.
@@ -96,6 +102,14 @@ impl Instance {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.tags.get("Name").map(String::as_str)
+    }
+
+    /// The interfaces that the instance names and a listing of its interfaces lacks. EC2 is eventually consistent, and either may
+    /// be behind.
+    #[must_use]
+    pub fn unlisted(&self, listed: &[Interface]) -> Vec<InterfaceId> {
+        let shows = |id: &InterfaceId| listed.iter().any(|interface| interface.id == *id);
+        self.interfaces.iter().filter(|id| !shows(id)).cloned().collect()
     }
 }
 

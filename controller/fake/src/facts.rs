@@ -165,7 +165,7 @@ impl World {
                 let of = self.associations.iter().filter(|(id, _)| id == instance);
                 json!(of.map(|(_, a)| json!(a)).collect::<Vec<_>>())
             }
-            Q::Instance { instance } => json!(&self.get_machine(instance)?.instance),
+            Q::Instance { instance } => json!(self.get_machine(instance)?.described()),
             _ => Value::Null,
         })
     }

@@ -67,7 +67,7 @@ impl World {
                     || card.interface.public.iter().any(|a| a.public == *address)
             }),
         };
-        self.machines.values().filter(fits).map(|m| m.instance.clone()).collect()
+        self.machines.values().filter(fits).map(|m| m.described()).collect()
     }
 
     fn look_up(&self, query: &EventQuery, next: Option<&str>) -> Answered<EventPage> {
@@ -145,14 +145,14 @@ impl Inventory for FakeCloud {
                 return Err(Problem::refused("FilterLimitExceeded", message));
             }
             let there = ids.iter().filter_map(|id| world.machines.get(id));
-            Ok(there.map(|machine| machine.instance.clone()).collect())
+            Ok(there.map(|machine| machine.described()).collect())
         })
         .await
     }
 
     async fn get_instance(&self, instance: &InstanceId) -> Result<Instance> {
         self.call(Call::read("ec2:DescribeInstances", instance), |world| {
-            Ok(world.get_machine(instance)?.instance.clone())
+            Ok(world.get_machine(instance)?.described())
         })
         .await
     }
@@ -193,7 +193,8 @@ impl Inventory for FakeCloud {
     async fn interfaces(&self, instance: &InstanceId) -> Result<Vec<Interface>> {
         self.call(Call::read("ec2:DescribeNetworkInterfaces", instance), |world| {
             let cards = world.machines.get(instance).map(|m| m.cards.as_slice());
-            Ok(cards.unwrap_or_default().iter().map(|c| c.interface.clone()).collect())
+            let all = cards.unwrap_or_default().iter().map(|c| &c.interface);
+            Ok(all.filter(|i| !world.unlisted.contains(&i.id)).cloned().collect())
         })
         .await
     }

@@ -42,6 +42,14 @@ pub struct Machine {
     pub user_data: Option<String>,
 }
 
+impl Machine {
+    /// As EC2 describes it now.
+    pub(crate) fn described(&self) -> Instance {
+        let interfaces = self.cards.iter().map(|card| card.interface.id.clone()).collect();
+        Instance { interfaces, ..self.instance.clone() }
+    }
+}
+
 /// A network interface, and what happens on it that EC2 does not tell.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Card {
@@ -214,6 +222,8 @@ pub struct World {
     pub machines: BTreeMap<InstanceId, Machine>,
     /// Instances that are in other Regions.
     pub elsewhere: BTreeMap<InstanceId, Vec<String>>,
+    /// Interfaces that no listing shows yet: they are there, and the instance names them.
+    pub unlisted: BTreeSet<InterfaceId>,
     /// Instance types with disks that die with the instance.
     pub instance_store_types: BTreeSet<String>,
     /// VPCs.

@@ -75,6 +75,21 @@ async fn world(scene: &Scene) -> Result<(Vec<Interface>, BTreeMap<VpcId, Option<
     Ok((interfaces, groups))
 }
 
+/// The interfaces that must be there and do not show, for people: nothing is known of them, and with them nothing is contained. The
+/// description is read anew only where one is missing, since it may have been detached.
+async fn unlisted(scene: &Scene, listed: &[Interface]) -> Result<Option<String>> {
+    let before = &scene.original.instance;
+    if listed.is_empty() && !before.state.is_ending() {
+        return Ok(Some("its interfaces".to_owned()));
+    }
+    if before.unlisted(listed).is_empty() {
+        return Ok(None);
+    }
+    let now = scene.inventory.get_instance(&scene.instance).await?;
+    let missing: Vec<_> = now.unlisted(listed).iter().map(ToString::to_string).collect();
+    Ok((!missing.is_empty()).then(|| missing.join(", ")))
+}
+
 /// Makes and empties the forensic groups; the same for all that look.
 fn prepare(scene: &Scene, groups: &BTreeMap<VpcId, Option<SecurityGroup>>, seen: &mut Assessment) {
     for (vpc, group) in groups {
@@ -145,9 +160,8 @@ impl Goal for Cut {
         let (interfaces, groups) = world(scene).await?;
         let mut seen = Assessment::default();
         prepare(scene, &groups, &mut seen);
-        // An instance has an interface as long as there is one: where none shows, nothing is known, and nothing is contained.
-        if interfaces.is_empty() && !scene.original.instance.state.is_ending() {
-            seen.waiting = Some(("its interfaces to show".to_owned(), Duration::from_secs(30)));
+        if let Some(missing) = unlisted(scene, &interfaces).await? {
+            seen.waiting = Some((format!("{missing} to show"), Duration::from_secs(30)));
         }
         for interface in &interfaces {
             let group = groups.get(&interface.vpc).and_then(Option::as_ref);
@@ -220,14 +234,6 @@ fn not_isolated(interface: &Interface, why: &str) -> Shortfall {
             interface.private.join(", ")
         ),
     }
-}
-
-/// Whether every interface is isolated: pure, over what a look found.
-#[must_use]
-pub fn is_cut(interfaces: &[Interface], forensic: &BTreeMap<VpcId, GroupId>) -> bool {
-    interfaces.iter().all(|i| {
-        forensic.get(&i.vpc).is_some_and(|group| i.groups.len() == 1 && i.groups.contains(group))
-    })
 }
 
 /// No public address leads to the instance.

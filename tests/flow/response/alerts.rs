@@ -4,7 +4,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use super::scene::{calm, cleanroom};
+use super::scene::{calm, cleanroom, narrow};
 use crate::support::words;
 
 /// A finding about an instance that acts.
@@ -71,6 +71,22 @@ fn the_same_alert_five_times_at_once_and_again_is_one_case() {
     let ended = suspect.stack().ended(&later, super::scene::PATIENCE).expect("it ends");
     assert_eq!(ended.status, "SUCCEEDED", "{ended:?}");
     suspect.assert_contained();
+}
+
+#[test]
+fn many_in_one_message_share_the_functions_that_the_stack_may_have() {
+    let scene = narrow();
+    let suspects = [(); 4].map(|()| scene.suspect());
+    let ids: Vec<_> = suspects.iter().map(|suspect| suspect.instance.as_str()).collect();
+    scene.stack.publish(&ids.join("\n")).expect("publish");
+    for suspect in &suspects {
+        suspect.succeeded(1);
+        suspect.assert_contained();
+        assert_eq!(suspect.executions().len(), 1, "{:?}", suspect.executions());
+    }
+    // Intake's process, and one for all steps of all four.
+    let counts = scene.stack.counts().expect("counts");
+    assert_eq!(counts["functions"]["processes"], 2, "{counts:#}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The accounts that alerts are about, the stack that responds, and what must be true in the end.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     path::Path,
     process::{Command, Output, Stdio},
@@ -45,13 +45,20 @@ pub(super) struct Scene {
 /// The account in which only the world fails. Its last instance is exempt.
 pub(super) fn calm() -> &'static Scene {
     static CALM: OnceLock<Scene> = OnceLock::new();
-    CALM.get_or_init(|| Scene::start(false))
+    CALM.get_or_init(|| Scene::start(false, BTreeMap::new()))
 }
 
 /// The account in which everything fails a little.
 pub(super) fn rough() -> &'static Scene {
     static ROUGH: OnceLock<Scene> = OnceLock::new();
-    ROUGH.get_or_init(|| Scene::start(true))
+    ROUGH.get_or_init(|| Scene::start(true, BTreeMap::new()))
+}
+
+/// The account that may run one step at a time.
+pub(super) fn narrow() -> &'static Scene {
+    static NARROW: OnceLock<Scene> = OnceLock::new();
+    let one = || BTreeMap::from([("StepConcurrency".to_owned(), "1".to_owned())]);
+    NARROW.get_or_init(|| Scene::start(false, one()))
 }
 
 /// What happens to calls, of the account and of everything else: each kind to a few of a hundred.
@@ -70,14 +77,15 @@ fn weather() -> Vec<Fault> {
 }
 
 impl Scene {
-    fn start(rough: bool) -> Self {
+    fn start(rough: bool, parameters: BTreeMap<String, String>) -> Self {
         let moto = Moto::start().expect("moto");
         let world = World::build(&moto, Kind::Fleet(FLEET)).expect("an account");
         let exempt = world.instances().last().expect("instances").to_owned();
         let bootstrap = beside_tests("cleanroom-lambda").expect("the program");
         let settings = format!("exempt = [\"{exempt}\"]\n{SETTINGS}");
         let weather = if rough { weather() } else { Vec::new() };
-        let program = Program { faults: rough, weather, ..Program::of(bootstrap, settings) };
+        let program =
+            Program { faults: rough, weather, parameters, ..Program::of(bootstrap, settings) };
         let stack = ResponseStack::start(&program, &world).expect("a stack");
         Self { stack, functions: RwLock::default(), next: AtomicUsize::new(0), _moto: moto }
     }

@@ -5,10 +5,15 @@ disk changes. To be looked at again with every version of MiniStack. What is lef
 no execution can be redriven, events and messages whose function fails are not delivered again.
 """
 
+import contextlib
 import json
 import threading
 
 from ministack.services import eventbridge, stepfunctions
+from ministack.services.cloudformation import provisioners
+
+# By function: its turns, as many as its reserved concurrency.
+turns = {}
 
 
 def apply():
@@ -17,6 +22,9 @@ def apply():
     start = stepfunctions._start_execution
     nested = stepfunctions._invoke_nested_start_execution
     distributed = stepfunctions._run_distributed_map
+    bounded = stepfunctions._invoke_resource_with_timeout
+    functions = provisioners._RESOURCE_HANDLERS["AWS::Lambda::Function"]
+    create = functions["create"]
 
     def execute_task(state, given, execution, context):
         """TimeoutSecondsPath bounds a task (Developer Guide, "Task workflow state")."""
@@ -60,6 +68,20 @@ def apply():
             error.error = f"StepFunctions.{error.error}Exception"
             raise
 
+    def create_function(logical, properties, stack):
+        """ReservedConcurrentExecutions of a template is kept (Template Reference, "AWS::Lambda::Function")."""
+        name, attributes = create(logical, properties, stack)
+        reserved = int(properties.get("ReservedConcurrentExecutions", 0))
+        if reserved:
+            turns[name] = threading.Semaphore(reserved)
+        return name, attributes
+
+    def invoke_bounded(resource, given, seconds):
+        with turn(given):
+            return bounded(resource, given, seconds)
+
+    functions["create"] = create_function
+    stepfunctions._invoke_resource_with_timeout = invoke_bounded
     stepfunctions._start_execution = start_execution
     stepfunctions._invoke_nested_start_execution = start_nested
     stepfunctions._run_distributed_map = run_distributed
@@ -70,6 +92,14 @@ def apply():
     eventbridge._put_events.__defaults__ = (True,)
 
 
+def turn(given):
+    """Beyond its reserved concurrency a task waits for its function's turn, and its own time does not run yet. AWS refuses the
+    call and the state machine tries again after a while, with a new time-out ("Lambda quotas"; "Error handling in Step Functions");
+    here that while is hurried, and all tries would be used up before anything else has ended."""
+    name = str(given.get("FunctionName", "")).rpartition(":")[2] if isinstance(given, dict) else ""
+    return turns.get(name, contextlib.nullcontext())
+
+
 def invoke_with_callback(_resource, payload, token, state):
     """A task that waits for its token fails where its function does (Developer Guide, "Wait for a Callback with Task
     Token"): it does not wait for a word that nobody can give."""
@@ -78,7 +108,8 @@ def invoke_with_callback(_resource, payload, token, state):
     task = {"event": told, "result": None, "error": None, "heartbeat": None}
     stepfunctions._task_tokens[token] = task
     try:
-        stepfunctions._call_lambda(function, payload["Payload"])
+        with turn(payload):
+            stepfunctions._call_lambda(function, payload["Payload"])
         seconds = state["TimeoutSeconds"]
         if not told.wait(timeout=seconds):
             raise stepfunctions._ExecutionError("States.Timeout", f"no word in {seconds} s")

@@ -56,6 +56,9 @@ const SETTINGS: &str = "[brake]\nper_hour = 10000\nper_group = 10000\nper_vpc = 
 /// Instances that begin at once; they begin anew after as many seconds as fit the pace.
 const AT_ONCE: u32 = 4;
 
+/// How many steps run at a time: what two cores bear, where AWS's bear the stack's default of 50.
+const STEPS: u32 = 16;
+
 /// How much of a state machine's wait is waited for: see [`ResponseStack`].
 const WAITS: f64 = 0.02;
 
@@ -263,6 +266,7 @@ fn by_machine(programs: &Path, count: u32, options: &Options) -> Result<Column> 
     let parameters = BTreeMap::from([
         ("StartAtOnce".to_owned(), at_once.to_string()),
         ("StartSeconds".to_owned(), seconds.to_string()),
+        ("StepConcurrency".to_owned(), STEPS.to_string()),
     ]);
     let bootstrap = there(programs, "cleanroom-lambda")?;
     let program = Program { parameters, ..Program::of(bootstrap, SETTINGS.to_owned()) };

@@ -12,7 +12,7 @@ use aws_sdk_ec2::{
 };
 use cleanroom_cloud::{
     Association, AssociationId, AttachedVolume, CloudError, ErrorKind, Guards, ImageId, Instance,
-    InstanceQuery, InstanceState, Metadata, Result, VpcId,
+    InstanceQuery, InstanceState, InterfaceId, Metadata, Result, VpcId,
 };
 use cleanroom_contract::InstanceId;
 use tokio::task::JoinSet;
@@ -169,6 +169,11 @@ fn instance(account: &str, i: Described) -> Result<Instance> {
             .collect(),
         root_device: i.root_device_name().map(str::to_owned),
         volumes: volumes(&i)?,
+        interfaces: i
+            .network_interfaces()
+            .iter()
+            .filter_map(|interface| interface.network_interface_id().map(InterfaceId::from))
+            .collect(),
         profile: i.iam_instance_profile().and_then(|p| p.arn()).map(str::to_owned),
         metadata: Metadata {
             // An answer of a time before the option, or of a terminated instance, says nothing; the
