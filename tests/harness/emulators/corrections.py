@@ -9,6 +9,7 @@ import hashlib
 import json
 import threading
 from functools import cache
+from types import SimpleNamespace
 from urllib.parse import urlparse
 
 from moto import backends
@@ -32,7 +33,9 @@ from moto.instance_metadata import urls as instance_metadata
 from moto.instance_metadata.responses import InstanceMetadataResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.s3.exceptions import S3AccessDeniedError
+from moto.s3.models import S3Backend
 from moto.s3.responses import S3Response
+from moto.s3.utils import _VersionedKeyStore
 
 import stacks
 
@@ -56,6 +59,7 @@ def apply():
     shared_snapshots_can_be_copied()
     the_metadata_service_is_a_rooms()
     what_is_looked_up_often_is_found_at_once()
+    listings_look_where_their_prefix_leads()
     stacks.apply()
 
 
@@ -397,3 +401,33 @@ def what_is_looked_up_often_is_found_at_once():
     backends.list_of_moto_modules = lambda: modules
     responses.method_names_from_class = cache(responses.method_names_from_class)
     utils.service_name_from_moto_package_name = cache(utils.service_name_from_moto_package_name)
+
+
+def listings_look_where_their_prefix_leads():
+    """For each listing moto copies the names of the whole bucket and goes through them. Here it goes through those that begin
+    with the same two parts, such as a case's."""
+
+    def folder(name):
+        return tuple(name.split("/", 2)[:2])
+
+    def remembering(write):
+        def remember(self, name, value):
+            folders = self.__dict__.setdefault("folders", {})
+            folders.setdefault(folder(name), {})[name] = None
+            write(self, name, value)
+
+        return remember
+
+    for name in ("__setitem__", "setlist"):
+        setattr(_VersionedKeyStore, name, remembering(getattr(_VersionedKeyStore, name)))
+    list_objects = S3Backend.list_objects
+
+    def list_few(self, bucket, prefix, *arguments, **named):
+        if (prefix or "").count("/") < 2:
+            return list_objects(self, bucket, prefix, *arguments, **named)
+        names = list(getattr(bucket.keys, "folders", {}).get(folder(prefix), ()))
+        found = {name: bucket.keys.get(name) for name in names}
+        few = SimpleNamespace(keys={name: key for name, key in found.items() if key is not None})
+        return list_objects(self, few, prefix, *arguments, **named)
+
+    S3Backend.list_objects = list_few

@@ -324,10 +324,17 @@ impl Walker<'_> {
                     self.seconds += 1;
                     Failure::of(&error)
                 }
-                Answer::Nothing => {
-                    self.seconds += within;
-                    Failure::of("States.Timeout")
-                }
+                // Who says nothing sends no heartbeat either.
+                Answer::Nothing => match state["HeartbeatSeconds"].as_u64() {
+                    Some(heartbeat) => {
+                        self.seconds += heartbeat;
+                        Failure::of("States.HeartbeatTimeout")
+                    }
+                    None => {
+                        self.seconds += within;
+                        Failure::of("States.Timeout")
+                    }
+                },
             };
             match pause(state, &failure, &mut tries) {
                 Some(seconds) => self.seconds += seconds,
