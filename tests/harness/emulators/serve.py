@@ -16,7 +16,6 @@ killed; an alarm kills at least the process should Python be stuck.
 import argparse
 import asyncio
 import json
-import logging
 import os
 import random
 import select
@@ -79,8 +78,6 @@ def moto(listener, port, _options):
     import corrections
     import counting
 
-    # A line for each request, written under a lock, is a tenth of moto's time.
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     corrections.apply()
     application = counting.wsgi(DomainDispatcherApplication(create_backend_app))
     server = make_server(
