@@ -62,6 +62,24 @@ async fn an_instance_whose_interfaces_do_not_show_is_not_called_contained() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_shows_is_cut_though_nobody_tells_of_what_does_not() {
+    let mut world = World::full();
+    let cards = world.machine(&suspect()).expect("the suspect").cards.clone();
+    let [shown, hidden] = [0, 1].map(|n: usize| cards[n].interface.id.clone());
+    world.unlisted.insert(hidden);
+    let cloud = FakeCloud::new(world);
+    // The first one finds the instance.
+    let described = At::Matching("ec2:DescribeInstances".to_owned(), 2);
+    cloud.faults(Fault::Refuse(ErrorKind::Denied), described, 100);
+    let report = respond(&cloud, None).await;
+    assert!(!report.contained, "{report:#?}");
+    let world = cloud.world();
+    let groups = &world.card(&shown).expect("the primary").interface.groups;
+    assert_ne!(*groups, cards[0].interface.groups);
+    assert_eq!(groups.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_interface_that_was_detached_since_is_not_waited_for() {
     let cloud = FakeCloud::new(World::full());
     let report = respond(&cloud, None).await;
